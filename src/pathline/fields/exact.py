@@ -1,0 +1,399 @@
+r"""Exact marginal fields, known in closed form wherever the data law is a finite mixture.
+
+Given x_t = x, component i has posterior weight $p_i \propto w_i\,\mathcal N_i(x)$, and with the component's own
+velocity $v_i$ and score $g_i$ at x
+
+$$\log p_t = \log \sum_i w_i \mathcal N_i, \quad u_t = \mathbb E[v_i], \quad \nabla \log p_t = \mathbb E[g_i],
+\quad \nabla \cdot u_t = \mathbb E[\nabla \cdot v_i + g_i \cdot v_i] - \mathbb E[g_i] \cdot \mathbb E[v_i],$$
+
+expectations under $p_i$. One pass over chunks of components with a running softmax gives all of them, so memory is
+O(batch x chunk). All arithmetic is float64; results come back in the dtype of x.
+
+Reference: Lipman et al., "Flow Matching for Generative Modeling", arXiv:2210.02747; Bertrand et al., "On the
+closed-form of flow matching: generalization does not arise from target stochasticity", arXiv:2506.03719.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pathline.paths import AffinePath, BridgePath, GaussianPath, as_time, one_time
+from pathline.sources import StandardNormal
+
+Statistic = Literal["velocity", "score", "data", "divergence"]
+
+CHUNK = 2**22
+"""Numbers per temporary (batch x components x dimensions where the components need all three)."""
+
+
+class _Chunk(ABC):
+    """Some components seen from ``x`` ``(b, D)``: their log-densities, and sums weighted by ``w`` ``(b, n)``."""
+
+    log_prob: Tensor
+    """log(w_i N_i(x)), shape ``(b, n)``."""
+
+    @abstractmethod
+    def velocity(self, w: Tensor) -> Tensor:
+        """sum_i w_i v_i, shape ``(b, D)``."""
+
+    @abstractmethod
+    def score(self, w: Tensor) -> Tensor:
+        """sum_i w_i g_i, shape ``(b, D)``."""
+
+    @abstractmethod
+    def data(self, w: Tensor) -> Tensor:
+        """sum_i w_i E[x1 given x, i], shape ``(b, D)``."""
+
+    @abstractmethod
+    def divergence(self, w: Tensor) -> Tensor:
+        """sum_i w_i (div v_i + g_i . v_i), shape ``(b, 1)``."""
+
+
+class _MixtureField(ABC):
+    """A field that is the posterior mean of its components' fields."""
+
+    path: AffinePath | GaussianPath
+    shape: torch.Size
+    log_weights: Tensor
+    chunk_width: int
+    labels: Tensor | None = None
+
+    @abstractmethod
+    def chunk(self, x: Tensor, t: Tensor, rows: slice) -> _Chunk:
+        """The components ``rows`` seen from ``x`` ``(b, D)`` at ``t`` ``(1,)`` or ``(b,)``, all float64."""
+
+    @property
+    @abstractmethod
+    def open_ends(self) -> dict[float, float | None]:
+        """Ends of [0, 1] at which there is no velocity; the grid's last node is the last call before one."""
+
+    def __call__(self, x: Float[Tensor, "b *d"], t: Float[Tensor, "*b"], /, *, label: Tensor | None = None) -> Tensor:
+        """The velocity u_t(x), shaped like ``x``.
+
+        Raises:
+            ValueError: t outside [0, 1], misshapen, or at an end without a value; x of another row shape.
+        """
+        _, (velocity,) = self._expect(x, t, label, "velocity")
+        return velocity.reshape(x.shape).to(x.dtype)
+
+    def log_prob(self, x: Tensor, t: Tensor, *, label: Tensor | None = None) -> Tensor:
+        """log p_t(x) in nats, shape ``(b,)``."""
+        log_prob, _ = self._expect(x, t, label)
+        return log_prob.to(x.dtype)
+
+    def score(self, x: Tensor, t: Tensor, *, label: Tensor | None = None) -> Tensor:
+        """The gradient of log p_t at ``x``, shaped like ``x``."""
+        _, (score,) = self._expect(x, t, label, "score")
+        return score.reshape(x.shape).to(x.dtype)
+
+    def posterior_mean(self, x: Tensor, t: Tensor, *, label: Tensor | None = None) -> Tensor:
+        """E[x1 given x_t = x], shaped like ``x``."""
+        _, (data,) = self._expect(x, t, label, "data")
+        return data.reshape(x.shape).to(x.dtype)
+
+    def divergence(self, x: Tensor, t: Tensor, *, label: Tensor | None = None) -> Tensor:
+        """The divergence of u_t at ``x``, shape ``(b,)``, without automatic differentiation."""
+        return self.velocity_and_divergence(x, t, label=label)[1]
+
+    def velocity_and_divergence(
+        self, x: Tensor, t: Tensor, *, label: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Both in one pass over the components: shapes ``(b, *d)`` and ``(b,)``."""
+        _, (velocity, score, inner) = self._expect(x, t, label, "velocity", "score", "divergence")
+        divergence = inner[:, 0] - (velocity * score).sum(1)
+        return velocity.reshape(x.shape).to(x.dtype), divergence.to(x.dtype)
+
+    def _expect(
+        self, x: Tensor, t: Tensor, label: Tensor | None, *statistics: Statistic
+    ) -> tuple[Tensor, list[Tensor]]:
+        time, log_total = self._check(x, t), self._log_total(label, len(x))
+        flat = x.reshape(len(x), -1).double()
+        step = max(1, CHUNK // max(1, min(len(self.log_weights), 4096) * self.chunk_width))
+        parts = []
+        for first in range(0, len(x), step):
+            rows = slice(first, first + step)
+            own = time if len(time) == 1 else time[rows]
+            labels = None if label is None else label.expand(len(x))[rows]
+            parts.append(self._expect_rows(flat[rows], own, labels, statistics))
+        log_prob, *means = (torch.cat(part) for part in zip(*parts, strict=True))
+        return log_prob - log_total, means
+
+    def _expect_rows(
+        self, x: Tensor, t: Tensor, label: Tensor | None, statistics: Sequence[Statistic]
+    ) -> list[Tensor]:
+        top = x.new_full((len(x), 1), torch.finfo(x.dtype).min)
+        total, sums = x.new_zeros(len(x), 1), [0.0] * len(statistics)
+        step = max(1, CHUNK // (len(x) * self.chunk_width))
+        for first in range(0, len(self.log_weights), step):
+            rows = slice(first, first + step)
+            chunk = self.chunk(x, t, rows)
+            logits = chunk.log_prob
+            if label is not None and self.labels is not None:
+                logits = logits.masked_fill(label[:, None] != self.labels[rows], -math.inf)
+            new_top = torch.maximum(top, logits.detach().amax(1, keepdim=True))
+            shrink, w = (top - new_top).exp(), (logits - new_top).exp()
+            total = total * shrink + w.sum(1, keepdim=True)
+            sums = [s * shrink + getattr(chunk, name)(w) for s, name in zip(sums, statistics, strict=True)]
+            top = new_top
+        return [(top + total.log())[:, 0], *(s / total for s in sums)]
+
+    def _check(self, x: Tensor, t: Tensor) -> Tensor:
+        if x.shape[1:] != self.shape:
+            raise ValueError(f"x must have rows of shape {tuple(self.shape)}, got {tuple(x.shape)}")
+        time = as_time(t, x).double()
+        time = time.reshape(-1)[:1] if one_time(time) else time
+        if time.device.type == "cpu":
+            if not bool(((time >= 0) & (time <= 1)).all()):
+                raise ValueError(f"t must lie in [0, 1], got values in [{time.min():.6g}, {time.max():.6g}]")
+            for end in self.open_ends:
+                if bool((time == end).any()):
+                    raise ValueError(f"t must not be {end:g}: this exact field has no value there")
+        return time
+
+    def _log_total(self, label: Tensor | None, n: int) -> Tensor:
+        if label is None:
+            return torch.logsumexp(self.log_weights, 0)
+        if self.labels is None:
+            raise ValueError("label was given, but the field was made without labels")
+        if label.ndim > 1 or (label.ndim == 1 and len(label) != n):
+            raise ValueError(f"label must have shape () or ({n},), got {tuple(label.shape)}")
+        kinds, inverse = self.labels.unique(return_inverse=True)
+        totals = torch.zeros(len(kinds), dtype=torch.float64, device=kinds.device)
+        totals = totals.index_add(0, inverse, self.log_weights.exp())
+        found = label.reshape(-1, 1) == kinds
+        if not bool(found.any(1).all()):
+            unknown = label.reshape(-1)[~found.any(1)][0].item()
+            raise ValueError(f"label must be one of the data's, e.g. {kinds[:10].tolist()}, got {unknown}")
+        return totals[found.int().argmax(1)].log()
+
+
+class EmpiricalField(_MixtureField):
+    """The exact marginal field of a finite data set on any Gaussian path.
+
+    Attributes:
+        path: an `AffinePath` from a standard normal source, or a `GaussianPath`.
+        data: the points, shape ``(N, *d)``.
+        weights: their probabilities up to a factor, shape ``(N,)``; ``None``: equal.
+        labels: a class for each point, shape ``(N,)``; ``field(x, t, label=y)`` is the field of class y alone.
+
+    Raises:
+        ValueError: no points, non-finite points, weights that are negative or sum to zero, wrong lengths.
+
+    >>> from pathline import schedules
+    >>> field = EmpiricalField(AffinePath(schedules.linear()), torch.tensor([[2.0, 1.0]]))
+    >>> field(torch.zeros(1, 2), torch.tensor(0.0))
+    tensor([[2., 1.]])
+    """
+
+    def __init__(
+        self,
+        path: AffinePath | GaussianPath,
+        data: Float[Tensor, "n *d"],
+        weights: Float[Tensor, " n"] | None = None,
+        labels: Tensor | None = None,
+    ) -> None:
+        _check_path(path, (AffinePath, GaussianPath))
+        _check_finite("data", data)
+        if labels is not None and labels.shape != data.shape[:1]:
+            raise ValueError(f"labels must have shape ({len(data)},), got {tuple(labels.shape)}")
+        self.path, self.shape, self.labels = path, data.shape[1:], labels
+        self.points = data.double()
+        self.log_weights = _log_weights(weights, data)
+        self.chunk_width = 2
+        start = path.moments(self.points[:1], torch.ones((), dtype=torch.float64, device=data.device))
+        self._sharp = bool((start.std == 0).any())
+
+    @property
+    def open_ends(self) -> dict[float, float | None]:
+        return {1.0: None} if self._sharp else {}
+
+    def chunk(self, x: Tensor, t: Tensor, rows: slice) -> _Chunk:
+        return _Points(self, x, t, rows)
+
+
+class _Points(_Chunk):
+    """Isotropic Gaussians: v_i = rate_i (x - mean_i) + drift_i, and g_i = (mean_i - x) / std_i^2."""
+
+    def __init__(self, field: EmpiricalField, x: Tensor, t: Tensor, rows: slice) -> None:
+        points = field.points[rows]
+        self.x, self.points = x, points.flatten(1) if points.ndim > 1 else points[:, None]
+        n, width = self.points.shape
+        mean, std, drift, std_rate = self._moments(field.path, points, t)
+        self.mean, self.drift = mean.reshape(-1, n, width), drift.reshape(-1, n, width)
+        self.precision = std.reshape(len(self.mean), -1).expand(-1, n) ** -2
+        self.rate = (std_rate / std).reshape(len(self.mean), -1).expand(-1, n)
+        self.squares = _square_distances(x, self.mean)
+        log_norm = 0.5 * width * (self.precision.log() - math.log(2 * math.pi))
+        self.log_prob = field.log_weights[rows] + log_norm - 0.5 * self.precision * self.squares
+
+    @staticmethod
+    def _moments(path: AffinePath | GaussianPath, points: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+        if len(t) == 1:
+            return tuple(path.moments(points, t[0]))
+        wide = points.expand(len(t), *points.shape)
+        at = path.moments(wide.flatten(0, 1), t.repeat_interleave(len(points)))
+        return tuple(value.reshape(len(t), -1) if value.numel() else value for value in at)
+
+    def velocity(self, w: Tensor) -> Tensor:
+        return self.x * _weigh(w, self.rate[..., None]) + _weigh(w, self.drift - self.rate[..., None] * self.mean)
+
+    def score(self, w: Tensor) -> Tensor:
+        precision = self.precision[..., None]
+        return _weigh(w, precision * self.mean) - self.x * _weigh(w, precision)
+
+    def data(self, w: Tensor) -> Tensor:
+        return w @ self.points
+
+    def divergence(self, w: Tensor) -> Tensor:
+        along = (self.mean * self.drift).sum(2) - _inner(self.x, self.drift)
+        inner = self.rate * (self.x.shape[1] - self.precision * self.squares) + self.precision * along
+        return (w * inner).sum(1, keepdim=True)
+
+
+class GaussianMixtureField(_MixtureField):
+    r"""The exact marginal field of a Gaussian mixture on an affine path from a standard normal source.
+
+    At time t component k is $\mathcal N(\alpha m_k,\, \alpha^2 S_k + \sigma^2 I)$.
+
+    Attributes:
+        path: an `AffinePath`.
+        means: shape ``(K, *d)``.
+        covs: variances ``(K,)`` (isotropic) or ``(K, d)`` (diagonal), or covariances ``(K, d, d)``; rows of any
+            shape are flattened to d numbers.
+        weights: probabilities up to a factor, shape ``(K,)``; ``None``: equal.
+
+    Raises:
+        ValueError: wrong shapes, non-finite numbers, covariances that are not symmetric positive semidefinite.
+
+    >>> from pathline import schedules
+    >>> field = GaussianMixtureField(AffinePath(schedules.linear()), torch.zeros(1, 2), torch.ones(1))
+    >>> field(torch.ones(1, 2), torch.tensor(0.5))
+    tensor([[0., 0.]])
+    """
+
+    def __init__(
+        self,
+        path: AffinePath,
+        means: Float[Tensor, "k *d"],
+        covs: Float[Tensor, "k ..."],
+        weights: Float[Tensor, " k"] | None = None,
+    ) -> None:
+        _check_path(path, (AffinePath,))
+        _check_finite("means", means)
+        _check_finite("covs", covs)
+        self.path, self.shape = path, means.shape[1:]
+        self.means = means.double().reshape(len(means), -1)
+        self.variances, self.axes = _principal(covs.double(), *self.means.shape)
+        self.log_weights = _log_weights(weights, means)
+        self.chunk_width = self.means.shape[1]
+        sigma = path.schedule(torch.ones((), dtype=torch.float64)).sigma
+        self._sharp = float(sigma) == 0 and float(self.variances.min()) <= 0
+
+    @property
+    def open_ends(self) -> dict[float, float | None]:
+        return {1.0: None} if self._sharp or 1.0 in self.path.open_ends else {}
+
+    def chunk(self, x: Tensor, t: Tensor, rows: slice) -> _Chunk:
+        return _Gaussians(self, x, t, rows)
+
+
+class _Gaussians(_Chunk):
+    """Gaussians in their principal axes, where v_i = rate_i * y + drift_i with y the offset from the mean."""
+
+    def __init__(self, field: GaussianMixtureField, x: Tensor, t: Tensor, rows: slice) -> None:
+        alpha, sigma, alpha_rate, sigma_rate = (value[:, None, None] for value in field.path.schedule(t))
+        self.means, self.axes = field.means[rows], None if field.axes is None else field.axes[rows]
+        own = field.variances[rows]
+        variance = alpha**2 * own + sigma**2
+        self.offset = self._into(x[:, None] - alpha * self.means)
+        self.scaled = self.offset / variance
+        self.rate = (alpha * alpha_rate * own + sigma * sigma_rate) / variance
+        self.pull, self.drift = alpha * own, alpha_rate * self.means
+        log_det = (variance.log() + math.log(2 * math.pi)).sum(2)
+        self.log_prob = field.log_weights[rows] - 0.5 * (log_det + (self.offset * self.scaled).sum(2))
+
+    def _into(self, rows: Tensor) -> Tensor:
+        return rows if self.axes is None else torch.einsum("bkd,kde->bke", rows, self.axes)
+
+    def _out_of(self, rows: Tensor) -> Tensor:
+        return rows if self.axes is None else torch.einsum("bke,kde->bkd", rows, self.axes)
+
+    def velocity(self, w: Tensor) -> Tensor:
+        return _weigh(w, self._out_of(self.rate * self.offset) + self.drift)
+
+    def score(self, w: Tensor) -> Tensor:
+        return -_weigh(w, self._out_of(self.scaled))
+
+    def data(self, w: Tensor) -> Tensor:
+        return _weigh(w, self._out_of(self.pull * self.scaled) + self.means)
+
+    def divergence(self, w: Tensor) -> Tensor:
+        score, velocity = -self._out_of(self.scaled), self._out_of(self.rate * self.offset) + self.drift
+        inner = self.rate.expand_as(self.offset).sum(2) + (score * velocity).sum(2)
+        return (w * inner).sum(1, keepdim=True)
+
+
+def _square_distances(x: Tensor, mean: Tensor) -> Tensor:
+    """|x - mean|^2 ``(b, n)``; the squares are expanded around the means' centre, where they cancel least."""
+    centre = mean.mean(1, keepdim=True)
+    near, rows = x - centre[:, 0], mean - centre
+    squares = near.square().sum(1, keepdim=True) + rows.square().sum(2) - 2 * _inner(near, rows)
+    return squares.clamp_min(0)
+
+
+def _inner(x: Tensor, rows: Tensor) -> Tensor:
+    """x . rows_i, shape ``(b, n)``, for rows ``(1 or b, n, D)``."""
+    return x @ rows[0].T if len(rows) == 1 else torch.einsum("bd,bnd->bn", x, rows)
+
+
+def _weigh(w: Tensor, rows: Tensor) -> Tensor:
+    """sum_i w_i rows_i, shape ``(b, k)``, for rows ``(1 or b, n, k)``."""
+    return w @ rows[0] if len(rows) == 1 else torch.einsum("bn,bnk->bk", w, rows)
+
+
+def _principal(covs: Tensor, k: int, d: int) -> tuple[Tensor, Tensor | None]:
+    """Variances ``(k, 1 or d)`` along principal axes ``(k, d, d)``; axes are None where they are the coordinates."""
+    if covs.shape not in ((k,), (k, d), (k, d, d)):
+        raise ValueError(f"covs must have shape ({k},), ({k}, {d}) or ({k}, {d}, {d}), got {tuple(covs.shape)}")
+    if covs.ndim < 3:
+        variances, axes = covs.reshape(k, -1).expand(k, d), None
+    else:
+        if not torch.allclose(covs, covs.mT, rtol=1e-6, atol=0):
+            raise ValueError("covs must be symmetric matrices")
+        variances, axes = torch.linalg.eigh(covs)
+    least = float((variances / variances.abs().amax(-1, keepdim=True).clamp_min(1e-300)).min())
+    if least < -1e-9:
+        raise ValueError(f"covs must be positive semidefinite, got a variance of {float(variances.min()):.6g}")
+    return variances.clamp_min(0), axes
+
+
+def _log_weights(weights: Tensor | None, data: Tensor) -> Tensor:
+    if weights is None:
+        return torch.full((len(data),), -math.log(len(data)), dtype=torch.float64, device=data.device)
+    if weights.shape != data.shape[:1]:
+        raise ValueError(f"weights must have shape ({len(data)},), got {tuple(weights.shape)}")
+    w = weights.double()
+    if not bool((w >= 0).all()) or not 0 < float(w.sum()) < math.inf:
+        raise ValueError("weights must be finite, not negative, and not all zero")
+    return (w / w.sum()).log()
+
+
+def _check_finite(name: str, value: Tensor) -> None:
+    if value.ndim == 0 or len(value) == 0:
+        raise ValueError(f"{name} must hold at least one row, got shape {tuple(value.shape)}")
+    if not bool(value.isfinite().all()):
+        row = int((~value.isfinite()).reshape(len(value), -1).any(1).int().argmax())
+        raise ValueError(f"{name} must be finite, row {row} is not")
+
+
+def _check_path(path: Any, kinds: tuple[type, ...]) -> None:
+    if isinstance(path, BridgePath) or not isinstance(path, kinds):
+        names = " or ".join(kind.__name__ for kind in kinds)
+        raise ValueError(f"path must be {names}, got {type(path).__name__}")
+    if isinstance(path, AffinePath) and not isinstance(path.source, StandardNormal):
+        raise ValueError("path must start from a standard normal source to have a closed form")

@@ -1,0 +1,57 @@
+"""Explicit Runge-Kutta methods as tableaux: a new method is three rows of numbers.
+
+Reference: Hairer, Norsett & Wanner, "Solving Ordinary Differential Equations I", 2nd ed., 1993.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tableau:
+    r"""A Butcher tableau: $k_i = u(t + c_i h,\ x + h \sum_j a_{ij} k_j)$, then $x + h \sum_i b_i k_i$.
+
+    Attributes:
+        name: what it is called.
+        order: global error is O(h^order) on smooth fields.
+        c, a, b: stage times, the lower triangle row by row, and the weights.
+    """
+
+    name: str
+    order: int
+    c: tuple[float, ...]
+    a: tuple[tuple[float, ...], ...]
+    b: tuple[float, ...]
+
+    @property
+    def calls(self) -> int:
+        return len(self.c)
+
+    def step(self, field: Callable[[Tensor, float], Tensor], x: Tensor, t: float, s: float) -> Tensor:
+        h = s - t
+        stages: list[Tensor] = []
+        for c, row in zip(self.c, self.a, strict=True):
+            stages.append(field(_combine(x, h, row, stages), t + c * h))
+        return _combine(x, h, self.b, stages)
+
+
+def _combine(x: Tensor, h: float, weights: tuple[float, ...], stages: list[Tensor]) -> Tensor:
+    for weight, stage in zip(weights, stages, strict=True):
+        if weight:
+            x = torch.add(x, stage, alpha=h * weight)
+    return x
+
+
+euler = Tableau("euler", 1, (0.0,), ((),), (1.0,))
+midpoint = Tableau("midpoint", 2, (0.0, 0.5), ((), (0.5,)), (0.0, 1.0))
+heun = Tableau("heun", 2, (0.0, 1.0), ((), (1.0,)), (0.5, 0.5))
+rk4 = Tableau(
+    "rk4",
+    4,
+    (0.0, 0.5, 0.5, 1.0),
+    ((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)),
+    (1 / 6, 1 / 3, 1 / 3, 1 / 6),
+)

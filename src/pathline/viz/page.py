@@ -1,0 +1,162 @@
+"""One page that shows a trained two-dimensional flow: a file that opens from disk and asks the network for nothing."""
+
+import base64
+import hashlib
+import html
+import json
+import os
+import re
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+
+SCRIPTS = ("colour.js", "camera.js", "webgl.js", "flat.js", "scene.js", "flow.js")
+ALPHABET = np.frombuffer(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/", dtype=np.uint8)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class FlowPage:
+    """A trained flow of two columns as one HTML file: its density as a surface over the plane, and particles on it.
+
+    The file holds what is given here and no more. Each number is stored in 12 bits, so the page has about
+    ``2 k (g^2 + 2 n)`` bytes and 40 kB of its own: 41 frames of 64 x 64 densities and 1500 particles are 0.6 MB.
+    Between frames the page is linear in t. Heights are ``sqrt(density / peak)``, with the peak over all times.
+
+    Attributes:
+        title: heading of the page.
+        columns: names of the two axes.
+        times: times of the frames, shape ``(k,)``, rising strictly from 0 to 1.
+        particles: positions in the units of ``extent``, shape ``(k, n, 2)``; those outside ``extent`` are not drawn.
+        density: density per unit area, shape ``(k, g, g)``, indexed ``[time, iy, ix]``, at the nodes
+            ``linspace(xmin, xmax, g)`` and ``linspace(ymin, ymax, g)``.
+        extent: ``(xmin, xmax, ymin, ymax)``, what the page shows of the plane.
+        note: one line of text beneath the picture.
+
+    Raises:
+        ValueError: a shape does not fit, ``times`` do not rise from 0 to 1, a particle is not finite, or a density
+            is negative, not finite or zero everywhere.
+    """
+
+    title: str
+    columns: tuple[str, str]
+    times: np.ndarray
+    particles: np.ndarray
+    density: np.ndarray
+    extent: tuple[float, float, float, float]
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        _check_times(self.times)
+        _check_extent(self.extent)
+        _check_particles(self.particles, self.times)
+        _check_density(self.density, self.times)
+
+    @property
+    def html(self) -> str:
+        """The page."""
+        style = _asset("page.css")
+        script = "\n".join(_asset(name) for name in SCRIPTS)
+        policy = f"default-src 'none'; script-src {_digest(script)}; style-src {_digest(style)}; img-src data:"
+        parts = {
+            "title": html.escape(self.title),
+            "note": html.escape(self.note),
+            "policy": policy,
+            "style": style,
+            "script": script,
+            "data": _embed(self._data()),
+        }
+        return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _asset("flow.html"))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the page to ``path``, whole or not at all."""
+        path = Path(path)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_bytes(self.html.encode())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _repr_html_(self) -> str:
+        frame = "width: 100%; height: 640px; border: 0; border-radius: 8px"
+        label, page = html.escape(self.title), html.escape(self.html)
+        return f'<iframe title="{label}" sandbox="allow-scripts" style="{frame}" srcdoc="{page}"></iframe>'
+
+    def _data(self) -> dict[str, Any]:
+        xmin, xmax, ymin, ymax = (float(v) for v in self.extent)
+        low, span = np.array([xmin, ymin]), np.array([xmax - xmin, ymax - ymin])
+        peak = float(np.max(self.density))
+        return {
+            "columns": [str(name) for name in self.columns],
+            "times": [float(t) for t in self.times],
+            "extent": [xmin, xmax, ymin, ymax],
+            "grid": int(self.density.shape[1]),
+            "peak": peak,
+            "density": _pack(np.sqrt(self.density / peak)),
+            "particles": _pack(((self.particles - low) / span + 0.5) / 2),
+        }
+
+
+def _pack(shares: np.ndarray) -> str:
+    """Numbers in [0, 1], others clipped to it, as two characters of six bits each."""
+    values = np.rint(np.clip(shares.ravel(), 0, 1) * 4095).astype(np.uint16)
+    return ALPHABET[np.stack([values >> 6, values & 63], axis=-1)].tobytes().decode()
+
+
+def _embed(data: dict[str, Any]) -> str:
+    """JSON that no text in it can break out of a script element with."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026")
+
+
+def _digest(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _asset(name: str) -> str:
+    return (files("pathline.viz") / "assets" / name).read_text(encoding="utf-8")
+
+
+def _check_times(times: np.ndarray) -> None:
+    if np.ndim(times) != 1 or len(times) < 2:
+        raise ValueError(f"times must hold at least two frames in one row, got shape {np.shape(times)}")
+    if times[0] != 0 or times[-1] != 1 or not np.all(np.diff(times) > 0):
+        raise ValueError(f"times must rise strictly from 0 to 1, got {np.array2string(np.asarray(times), threshold=6)}")
+
+
+def _check_extent(extent: tuple[float, float, float, float]) -> None:
+    if len(extent) != 4 or not np.all(np.isfinite(extent)) or extent[0] >= extent[1] or extent[2] >= extent[3]:
+        raise ValueError(f"extent must be finite (xmin, xmax, ymin, ymax) with min < max, got {tuple(extent)}")
+
+
+def _check_particles(particles: np.ndarray, times: np.ndarray) -> None:
+    shape = np.shape(particles)
+    if len(shape) != 3 or shape[0] != len(times) or shape[1] < 1 or shape[2] != 2:
+        raise ValueError(f"particles must have shape ({len(times)}, n, 2), one frame a time, got {shape}")
+    bad = ~np.isfinite(particles).all(axis=-1)
+    _refuse_frames("particles", "finite", bad, times, "leave these rows out, or find where the flow diverged")
+
+
+def _check_density(density: np.ndarray, times: np.ndarray) -> None:
+    shape = np.shape(density)
+    if len(shape) != 3 or shape[0] != len(times) or shape[1] != shape[2] or shape[1] < 2:
+        raise ValueError(f"density must have shape ({len(times)}, g, g) with g >= 2, one frame a time, got {shape}")
+    bad = ~(np.isfinite(density) & (density >= 0))
+    remedy = "exponentiate log-densities, and mend the grid nodes where they are not finite"
+    _refuse_frames("density", "finite and not negative", bad, times, remedy)
+    if not np.any(density > 0):
+        raise ValueError("density must be above zero somewhere, got zeros: does extent cover the flow?")
+
+
+def _refuse_frames(name: str, rule: str, bad: np.ndarray, times: np.ndarray, remedy: str) -> None:
+    if not bad.any():
+        return
+    frame = int(np.argmax(bad.reshape(len(times), -1).any(axis=1)))
+    count = int(bad[frame].sum())
+    raise ValueError(
+        f"{name} must be {rule}, got {count} of {bad[frame].size} that are not in frame {frame} (t = {times[frame]:g}); {remedy}"
+    )
