@@ -58,6 +58,12 @@ class Table:
         return self.frame[list(self.columns)].to_numpy(np.float64, copy=True)
 
     @property
+    def integers(self) -> tuple[bool, ...]:
+        """Which features are whole numbers: integer or boolean columns, and floats all whole and below 2^24."""
+        columns = (self.frame[name].to_numpy() for name in self.columns)
+        return tuple(column.dtype.kind in "biu" or _whole(column) for column in columns)
+
+    @property
     def dtypes(self) -> dict[str, str]:
         """NumPy dtype of each feature column, for `restore`."""
         return {name: str(self.frame[name].dtype) for name in self.columns}
@@ -160,6 +166,10 @@ def split_names(text: str) -> tuple[str, ...]:
     return tuple(next(csv.reader(io.StringIO(text, newline="")), []))
 
 
+def _whole(column: np.ndarray) -> bool:
+    return bool(np.all(column == np.rint(column)) and np.abs(column).max() < 2**24)
+
+
 def _cast(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     if dtype.kind == "b":
         return values >= 0.5
@@ -208,9 +218,9 @@ def _list(names: Iterable[object]) -> str:
 
 def _option(option: str, names: Sequence[str]) -> str:
     """The option as a shell takes it, on one line whatever the names hold; `split_names` reads its text."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="").writerow(names)
-    value = text.getvalue()
+    text = io.StringIO(newline="")
+    csv.writer(text).writerow(names)
+    value = text.getvalue().removesuffix("\r\n")
     if value.isprintable():
         return f"{option} {shlex.quote(value)}"
     escapes = {"\\": "\\\\", "'": "\\'", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
@@ -249,14 +259,16 @@ _Read = tuple[pd.DataFrame, list[tuple[list[str], tuple[int, ...]]]]
 
 
 def _read_csv(path: Path) -> _Read:
-    options: dict[str, Any] = {"encoding": "utf-8-sig", "index_col": False}
+    with path.open("rb") as file:
+        if b"\0" in file.read(4096):
+            raise _error(path, "is not UTF-8 text; save it as CSV in UTF-8")
     try:
-        first = pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False, **options)
+        first = pd.read_csv(path, header=None, nrows=1, index_col=False, dtype=str, keep_default_na=False)
         header = [str(name) for name in first.iloc[0]]
         _check_header(path, header)
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
-            frame = pd.read_csv(path, low_memory=False, **options)
+            frame = pd.read_csv(path, index_col=False, low_memory=False)
     except pd.errors.EmptyDataError:
         raise _error(path, "is empty; it needs a header and at least 2 rows of data") from None
     except UnicodeDecodeError as error:
@@ -268,8 +280,6 @@ def _read_csv(path: Path) -> _Read:
 
 
 def _check_header(path: Path, header: list[str]) -> None:
-    if "\0" in "".join(header):
-        raise _error(path, "is not UTF-8 text; save it as CSV in UTF-8")
     mark = next((mark for mark in ";\t|" if mark in header[0]), None)
     if len(header) == 1 and mark:
         raise _error(path, f"has the one column {_show(header[0])}; separate columns by ',', not {mark!r}")

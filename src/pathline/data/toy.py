@@ -320,7 +320,7 @@ def _spiral_density(v: Tensor) -> Tensor:
     return v - v.floor()
 
 
-_SPIRALS = _Curve(_spiral_point, _spiral_density, pieces=2, std=0.1, panels=140)
+_SPIRALS = _Curve(_spiral_point, _spiral_density, pieces=2, std=0.1, panels=160)
 
 
 def two_spirals(u: Tensor) -> Tensor:
@@ -371,7 +371,7 @@ def _roll_point(v: Tensor) -> Tensor:
     return _polar(angle / 5, angle)
 
 
-_ROLL = _Curve(_roll_point, torch.ones_like, pieces=1, std=0.1, panels=140)
+_ROLL = _Curve(_roll_point, torch.ones_like, pieces=1, std=0.1, panels=200)
 
 
 def swiss_roll(u: Tensor) -> Tensor:

@@ -119,7 +119,7 @@ def _plan(nodes: list[float], open_ends: Mapping[float, float | None]) -> list[_
     if first in open_ends:
         inner = open_ends[first]
         if inner is None:
-            raise ValueError(f"grid must not begin at t = {first:g}, where this field has no value: begin inside (0, 1)")
+            raise ValueError(f"grid must not begin at t = {first:g}, where the field has no value: begin inside (0, 1)")
         inside = [inner, *(node for node in inside if (node > inner) == forward and node != inner)]
         before = [_Move(first, inner, "keep")]
     if last in open_ends:

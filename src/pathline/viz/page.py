@@ -1,10 +1,9 @@
-"""One page that shows a trained two-dimensional flow: a file that opens from disk and asks the network for nothing."""
+"""One page that shows a two-dimensional flow: a file that opens from disk and needs no network."""
 
 import base64
 import hashlib
 import html
 import json
-import os
 import re
 from dataclasses import dataclass
 from importlib.resources import files
@@ -13,32 +12,38 @@ from typing import Any, final
 
 import numpy as np
 
+from pathline.files import replacing
+
 SCRIPTS = ("colour.js", "camera.js", "webgl.js", "flat.js", "scene.js", "flow.js")
 ALPHABET = np.frombuffer(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/", dtype=np.uint8)
+
+POLICY = (
+    "default-src 'none'; script-src {script}; style-src {style}; img-src data:; base-uri 'none'; form-action 'none'"
+)
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class FlowPage:
-    """A trained flow of two columns as one HTML file: its density as a surface over the plane, and particles on it.
+    """A trained flow of two columns as one HTML file: its density as a surface with particles on it.
 
-    The file holds what is given here and no more. Each number is stored in 12 bits, so the page has about
-    ``2 k (g^2 + 2 n)`` bytes and 40 kB of its own: 41 frames of 64 x 64 densities and 1500 particles are 0.6 MB.
+    The file holds what is given here and nothing else. Each number is stored in 12 bits, so the size is about
+    ``2 k (g^2 + 2 n)`` bytes and 50 kB: 0.63 MB for 41 frames of 64 x 64 densities and 1500 particles.
     Between frames the page is linear in t. Heights are ``sqrt(density / peak)``, with the peak over all times.
 
     Attributes:
         title: heading of the page.
         columns: names of the two axes.
         times: times of the frames, shape ``(k,)``, rising strictly from 0 to 1.
-        particles: positions in the units of ``extent``, shape ``(k, n, 2)``; those outside ``extent`` are not drawn.
+        particles: positions, shape ``(k, n, 2)``; those outside ``extent`` are not drawn.
         density: density per unit area, shape ``(k, g, g)``, indexed ``[time, iy, ix]``, at the nodes
             ``linspace(xmin, xmax, g)`` and ``linspace(ymin, ymax, g)``.
         extent: ``(xmin, xmax, ymin, ymax)``, what the page shows of the plane.
         note: one line of text beneath the picture.
 
     Raises:
-        ValueError: a shape does not fit, ``times`` do not rise from 0 to 1, a particle is not finite, or a density
-            is negative, not finite or zero everywhere.
+        ValueError: a shape does not fit, ``times`` do not rise from 0 to 1, a particle is not finite, or a
+            density is negative, not finite or zero everywhere.
     """
 
     title: str
@@ -50,6 +55,7 @@ class FlowPage:
     note: str = ""
 
     def __post_init__(self) -> None:
+        _check_columns(self.columns)
         _check_times(self.times)
         _check_extent(self.extent)
         _check_particles(self.particles, self.times)
@@ -60,26 +66,20 @@ class FlowPage:
         """The page."""
         style = _asset("page.css")
         script = "\n".join(_asset(name) for name in SCRIPTS)
-        policy = f"default-src 'none'; script-src {_digest(script)}; style-src {_digest(style)}; img-src data:"
         parts = {
             "title": html.escape(self.title),
             "note": html.escape(self.note),
-            "policy": policy,
+            "policy": POLICY.format(script=_digest(script), style=_digest(style)),
             "style": style,
             "script": script,
             "data": _embed(self._data()),
         }
         return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _asset("flow.html"))
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the page to ``path``, whole or not at all."""
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
+    def save(self, path: str | Path) -> None:
+        """Writes the page to ``path``, whole or not at all; a folder that is not there is a ValueError."""
+        with replacing(path) as temporary:
             temporary.write_bytes(self.html.encode())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def _repr_html_(self) -> str:
         frame = "width: 100%; height: 640px; border: 0; border-radius: 8px"
@@ -121,42 +121,46 @@ def _asset(name: str) -> str:
     return (files("pathline.viz") / "assets" / name).read_text(encoding="utf-8")
 
 
+def _check_columns(columns: tuple[str, str]) -> None:
+    if len(columns) != 2:
+        raise ValueError(f"columns must name two axes, got {columns!r}")
+
+
 def _check_times(times: np.ndarray) -> None:
     if np.ndim(times) != 1 or len(times) < 2:
-        raise ValueError(f"times must hold at least two frames in one row, got shape {np.shape(times)}")
+        raise ValueError(f"times must hold two frames or more in one row, got shape {np.shape(times)}")
     if times[0] != 0 or times[-1] != 1 or not np.all(np.diff(times) > 0):
-        raise ValueError(f"times must rise strictly from 0 to 1, got {np.array2string(np.asarray(times), threshold=6)}")
+        found = np.array2string(np.asarray(times), threshold=6)
+        raise ValueError(f"times must rise strictly from 0 to 1, got {found}")
 
 
 def _check_extent(extent: tuple[float, float, float, float]) -> None:
-    if len(extent) != 4 or not np.all(np.isfinite(extent)) or extent[0] >= extent[1] or extent[2] >= extent[3]:
-        raise ValueError(f"extent must be finite (xmin, xmax, ymin, ymax) with min < max, got {tuple(extent)}")
+    if len(extent) == 4 and np.all(np.isfinite(extent)) and extent[0] < extent[1] and extent[2] < extent[3]:
+        return
+    raise ValueError(f"extent must be finite (xmin, xmax, ymin, ymax) with min < max, got {tuple(extent)}")
 
 
 def _check_particles(particles: np.ndarray, times: np.ndarray) -> None:
     shape = np.shape(particles)
     if len(shape) != 3 or shape[0] != len(times) or shape[1] < 1 or shape[2] != 2:
-        raise ValueError(f"particles must have shape ({len(times)}, n, 2), one frame a time, got {shape}")
-    bad = ~np.isfinite(particles).all(axis=-1)
+        raise ValueError(f"particles must have shape ({len(times)}, n, 2), one frame for each time, got {shape}")
+    bad = np.any(~np.isfinite(particles), axis=2)
     _refuse_frames("particles", "finite", bad, times, "leave these rows out, or find where the flow diverged")
 
 
 def _check_density(density: np.ndarray, times: np.ndarray) -> None:
-    shape = np.shape(density)
-    if len(shape) != 3 or shape[0] != len(times) or shape[1] != shape[2] or shape[1] < 2:
-        raise ValueError(f"density must have shape ({len(times)}, g, g) with g >= 2, one frame a time, got {shape}")
+    k, shape = len(times), np.shape(density)
+    if len(shape) != 3 or shape[0] != k or shape[1] != shape[2] or shape[1] < 2:
+        raise ValueError(f"density must have shape ({k}, g, g), g >= 2, one frame for each time, got {shape}")
     bad = ~(np.isfinite(density) & (density >= 0))
-    remedy = "exponentiate log-densities, and mend the grid nodes where they are not finite"
-    _refuse_frames("density", "finite and not negative", bad, times, remedy)
+    _refuse_frames("density", "finite and not negative", bad, times, "give densities, not their logarithms")
     if not np.any(density > 0):
-        raise ValueError("density must be above zero somewhere, got zeros: does extent cover the flow?")
+        raise ValueError("density must be above zero somewhere, got zeros: let extent cover the particles")
 
 
-def _refuse_frames(name: str, rule: str, bad: np.ndarray, times: np.ndarray, remedy: str) -> None:
+def _refuse_frames(name: str, rule: str, bad: Any, times: np.ndarray, remedy: str) -> None:
     if not bad.any():
         return
     frame = int(np.argmax(bad.reshape(len(times), -1).any(axis=1)))
-    count = int(bad[frame].sum())
-    raise ValueError(
-        f"{name} must be {rule}, got {count} of {bad[frame].size} that are not in frame {frame} (t = {times[frame]:g}); {remedy}"
-    )
+    share = f"{int(bad[frame].sum())} of {bad[frame].size} entries of frame {frame} (t = {times[frame]:g})"
+    raise ValueError(f"{name} must be {rule}, and {share} are not: {remedy}")

@@ -2,7 +2,8 @@
 
 const ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 const SECONDS = 7;
-const TAIL = { pieces: 9, span: 0.13 };
+const NOWHERE = -9;
+const TAIL = { pieces: 6, span: 0.12 };
 
 // Numbers in [0, 1] from two characters each, 12 bits.
 function decode(text) {
@@ -47,9 +48,10 @@ class Flow {
     this.heights = new Float32Array(this.density.width);
     this.tail = Array.from({ length: TAIL.pieces + 1 }, () => new Float32Array(2 * this.count));
     const ratio = (xmax - xmin) / (ymax - ymin);
-    const size = [2 * clamp(ratio, 0.5, 1), 2 * clamp(1 / ratio, 0.5, 1), 0.8];
     const stage = document.querySelector(".stage");
-    const home = { azimuth: 0.62, elevation: stage.clientWidth < stage.clientHeight ? 0.8 : 0.56 };
+    const tall = stage.clientHeight > stage.clientWidth;
+    const size = [2 * clamp(ratio, 0.5, 1), 2 * clamp(1 / ratio, 0.5, 1), tall ? 1.1 : 0.8];
+    const home = { azimuth: 0.62, elevation: tall ? 0.7 : 0.56 };
     this.scene = new Scene(stage, { size, home, theme: theme() });
     this.build();
     this.listen();
@@ -71,7 +73,6 @@ class Flow {
     this.dots = scene.points(5.5, 0.006);
     this.paint();
     document.getElementById("peak").textContent = label(Number(data.peak.toPrecision(2)));
-    document.getElementById("count").textContent = this.count.toLocaleString("en");
   }
 
   // Colours of this theme, vertex by vertex.
@@ -95,6 +96,7 @@ class Flow {
     this.ground.set(this.density.at(this.t, this.heights));
     this.tail.forEach((xy, k) => this.particles.at(Math.max(this.t - k * TAIL.span / TAIL.pieces, 0), xy));
     const nodes = this.tail.map((xy) => this.lay(xy));
+    const shown = nodes[0].filter((u, k) => k % 3 === 0 && u !== NOWHERE).length;
     this.dots.set(nodes[0]);
     this.tails.set(segments(nodes));
     const text = `t = ${this.t.toFixed(2)}`;
@@ -103,17 +105,16 @@ class Flow {
     slider.style.setProperty("--share", `${100 * this.t}%`);
     slider.setAttribute("aria-valuetext", text);
     document.getElementById("clock").textContent = text;
+    const [some, all] = [shown, this.count].map((n) => n.toLocaleString("en"));
+    document.getElementById("count").textContent = shown < this.count ? `${some} of ${all}` : all;
   }
 
   // Points on the surface; those outside the extent are left out of the picture.
   lay(xy) {
-    const xyz = new Float32Array(3 * this.count);
+    const xyz = new Float32Array(3 * this.count).fill(NOWHERE);
     for (let k = 0; k < this.count; k++) {
       const [u, v] = [xy[2 * k], xy[2 * k + 1]];
-      const inside = u >= 0 && u <= 1 && v >= 0 && v <= 1;
-      xyz[3 * k] = inside ? u : NaN;
-      xyz[3 * k + 1] = v;
-      xyz[3 * k + 2] = inside ? this.ground.height(u, v) : 0;
+      if (u >= 0 && u <= 1 && v >= 0 && v <= 1) xyz.set([u, v, this.ground.height(u, v)], 3 * k);
     }
     return xyz;
   }
@@ -173,16 +174,18 @@ function densityLevels(peak) {
   return levels;
 }
 
+// Lines between each node and the next, where both are in the picture.
 function segments(nodes) {
-  const count = nodes[0].length / 3;
-  const out = new Float32Array((nodes.length - 1) * count * 6);
+  const width = nodes[0].length;
+  const out = new Float32Array((nodes.length - 1) * width * 2).fill(NOWHERE);
   let k = 0;
   for (let piece = 0; piece < nodes.length - 1; piece++) {
-    for (let i = 0; i < 3 * count; i += 3) {
-      for (const node of [nodes[piece], nodes[piece + 1]]) {
-        out[k++] = node[i];
-        out[k++] = node[i + 1];
-        out[k++] = node[i + 2];
+    const [from, to] = [nodes[piece], nodes[piece + 1]];
+    for (let i = 0; i < width; i += 3, k += 6) {
+      if (from[i] === NOWHERE || to[i] === NOWHERE) continue;
+      for (let axis = 0; axis < 3; axis++) {
+        out[k + axis] = from[i + axis];
+        out[k + 3 + axis] = to[i + axis];
       }
     }
   }

@@ -16,6 +16,7 @@ class Scene {
     this.drawn = 0;
     this.frame = this.frame.bind(this);
     this.listen();
+    this.canvas.addEventListener("webglcontextrestored", () => this.invalidate());
     new ResizeObserver(() => {
       this.axes?.measure();
       this.invalidate();
@@ -76,10 +77,11 @@ class Scene {
 
   // `tick(seconds)` runs before each drawing while it is set; it returns whether it wants another frame.
   frame(now) {
+    cancelAnimationFrame(this.pending);
     this.pending = null;
     clearTimeout(this.idle);
-    const elapsed = this.last === undefined ? 0 : (now - this.last) / 1000;
-    const running = this.tick?.(Math.min(elapsed, 0.1));
+    const elapsed = this.last === undefined ? 0 : clamp((now - this.last) / 1000, 0, 0.1);
+    const running = this.tick?.(elapsed);
     this.last = running ? now : undefined;
     this.pace(elapsed);
     this.draw(this.quality);
@@ -89,10 +91,10 @@ class Scene {
 
   // Slow machines draw fewer pixels while the picture moves, and more of them once it rests.
   pace(elapsed) {
-    this.late = elapsed > 0.035 ? (this.late ?? 0) + 1 : 0;
-    if (this.late < 12 || this.quality < 0.6) return;
+    this.seconds = elapsed ? 0.92 * (this.seconds ?? 0.016) + 0.08 * elapsed : undefined;
+    if (!(this.seconds > 0.04) || this.quality < 0.7) return;
     this.quality *= 0.8;
-    this.late = 0;
+    this.seconds = 0.016;
   }
 
   restQuality() {
@@ -110,7 +112,7 @@ class Scene {
     const [side, end] = this.camera.flat ? [3.8, 3.4] : [2.8, 1.5];
     const margin = [Math.min(side * room / width, 0.4), Math.min(end * room / height, 0.4)];
     this.matrix = this.camera.matrix(this.size, width / height, margin);
-    this.axes?.place(this, width, height);
+    this.placeAxes(width, height);
     const { right, up, back } = this.camera.axes();
     const light = unit(right.map((v, i) => -0.55 * v + 0.5 * up[i] + 0.25 * back[i]).map((v, i) => v + (i === 2 ? 0.7 : 0)));
     this.renderer.draw(this.layers, {
@@ -118,6 +120,12 @@ class Scene {
       light, view: back, pixel, scale: Math.sqrt(this.camera.zoom) * clamp(Math.min(width, height) / 640, 0.5, 1.6),
     });
     this.drawn += 1;
+  }
+
+  placeAxes(width, height) {
+    const view = [...this.matrix, width, height, this.axes?.rem, this.theme.name].join();
+    if (view !== this.view) this.axes?.place(this, width, height);
+    this.view = view;
   }
 
   listen() {
@@ -212,17 +220,16 @@ class Axes {
     this.draw(scene, edges.z, upright);
     const middle = pixels([0.5, 0.5, 0]);
     const taken = [];
+    const pad = this.rem / 4;
     for (const item of this.labels) {
       const { axis, element, kind } = item;
       const [x, y] = pixels(edges[axis](item.at));
       const out = axis === "z" ? [-1, 0] : outward(pixels(edges[axis](0)), pixels(edges[axis](1)), middle);
       const reach = (Math.abs(out[0]) * item.width + Math.abs(out[1]) * item.height) / 2;
-      const gap = reach + this.rem * (kind === "tick" ? 0.3 : 1.7);
+      const gap = reach + this.rem * (kind === "tick" ? 0.3 : 2.1);
       const corner = [x + out[0] * gap - item.width / 2, y + out[1] * gap - item.height / 2];
-      if (axis === "z") corner[0] = x - (kind === "tick" ? item.width + this.rem / 2 : this.rem);
-      if (axis === "z" && kind === "name") corner[1] = y - 1.6 * this.rem;
-      corner[0] = clamp(corner[0], 0, width - item.width);
-      const pad = this.rem / 4;
+      if (axis === "z" && kind === "name") corner.splice(0, 2, x - item.width / 2, y - 1.7 * this.rem);
+      corner[0] = clamp(corner[0], pad, width - item.width - pad);
       const area = [corner[0] - pad, corner[1], corner[0] + item.width + pad, corner[1] + item.height];
       const free = !taken.some((other) => overlap(area, other));
       if (free) taken.push(area);
@@ -243,8 +250,9 @@ class Axes {
     const { x, y, z } = this.spec;
     const segments = [];
     const edge = theme.edge;
-    for (const [at] of x.ticks) segments.push([[at, 0, 0], [at, 1, 0], theme.grid]);
-    for (const [at] of y.ticks) segments.push([[0, at, 0], [1, at, 0], theme.grid]);
+    const inner = (ticks) => ticks.map(([at]) => at).filter((at) => at > 0.001 && at < 0.999);
+    for (const at of inner(x.ticks)) segments.push([[at, 0, 0], [at, 1, 0], theme.grid]);
+    for (const at of inner(y.ticks)) segments.push([[0, at, 0], [1, at, 0], theme.grid]);
     const corners = [[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]];
     corners.forEach((corner, i) => segments.push([corner, corners[(i + 1) % 4], edge]));
     const faint = [...edge.slice(0, 3), edge[3] * opacity];

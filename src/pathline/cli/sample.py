@@ -1,0 +1,95 @@
+"""``pathline sample``."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+
+from pathline.cli.folder import as_frame, load_run
+from pathline.cli.options import parse
+from pathline.data.tables import read_table, write_table
+from pathline.model import Model
+from pathline.viz.figures import samples_figure, save_figure
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """Draw rows from a trained model, in the units and columns of its data."""
+
+    directory: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DIR")]
+    """The directory of a run."""
+    out: str
+    """Where to write: .csv, .parquet, .npy, or .png for a picture."""
+    n: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
+    """Number of rows."""
+    from_: Annotated[str | None, tyro.conf.arg(name="from")] = None
+    """A file of source points (standard normal rows) to push through the flow, in order, instead of fresh noise."""
+    seed: int = 0
+    """Of the noise and of conditions that are drawn."""
+    nfe: int | None = None
+    """Model calls per sample."""
+    given: str | None = None
+    """COL=VALUE, for a model with a condition."""
+    force: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Replace the file if it exists."""
+
+
+def run(argv: Sequence[str]) -> int:
+    options = parse(SampleOptions, "sample", argv)
+    if (options.n is None) == (options.from_ is None):
+        raise ValueError("give either -n N, a number of rows, or --from FILE, the points to start from")
+    out = Path(options.out)
+    if out.exists() and not options.force:
+        raise ValueError(f"{out} exists; pass --force to replace it")
+    model = load_run(options.directory)
+    x0 = _starts(options.from_, model) if options.from_ else None
+    n = len(x0) if x0 is not None else options.n
+    if n is None or n < 1:
+        raise ValueError(f"-n must be at least 1, got {n}")
+    generator = torch.Generator().manual_seed(options.seed)
+    condition = _condition(model, options.given, n, generator)
+    cond = {}
+    if model.condition is not None and condition is not None:
+        cond = {"condition": model.condition.encode(condition)}
+    rows = model.sample(None if x0 is not None else n, x0=x0, cond=cond, nfe=options.nfe, generator=generator)
+    _write(model, rows, condition, out, options.force)
+    print(f"{out}: {n:,} rows, {options.nfe or model.preset.nfe} model calls each ({model.preset.solver})")
+    return 0
+
+
+def _starts(file: str, model: Model) -> Tensor:
+    table = read_table(file, min_rows=1)
+    dim = int(np.prod(model.shape))
+    if len(table.columns) != dim:
+        raise ValueError(f"{file}: has {len(table.columns)} columns; source points of this model have {dim}")
+    return torch.from_numpy(table.rows).float().reshape(-1, *model.shape)
+
+
+def _condition(model: Model, given: str | None, n: int, generator: torch.Generator) -> np.ndarray | None:
+    condition = model.condition
+    if given is None:
+        return None if condition is None else condition.draw(n, generator)
+    if condition is None:
+        raise ValueError("--given needs a model with a condition; this one was trained without --condition")
+    name, equals, text = given.partition("=")
+    if not equals or name != condition.name:
+        raise ValueError(f"--given must be {condition.name}=VALUE, got {given!r}")
+    value = condition.parse(text)
+    return np.array([value] * n, dtype=object if isinstance(value, str) else None)
+
+
+def _write(model: Model, rows: Tensor, condition: np.ndarray | None, out: Path, force: bool) -> None:
+    shape = model.about["shape"]
+    frame = as_frame(model, rows, condition)
+    if out.suffix == ".png":
+        values = frame[list(model.about["dtypes"])].to_numpy(np.float64)
+        save_figure(samples_figure(None, values, list(model.about["dtypes"]), shape and tuple(shape)), out)
+    elif out.suffix == ".npy" and shape and condition is None:
+        write_table(out, frame.to_numpy().reshape(len(frame), *shape), force)
+    else:
+        write_table(out, frame, force)

@@ -1,0 +1,28 @@
+"""Measures as a short table."""
+
+from collections.abc import Mapping
+
+from pathline.metrics import Measure
+
+_NOTES = {
+    "w2": "2-Wasserstein distance, in standard deviations",
+    "sliced_w2": "sliced 2-Wasserstein distance, in standard deviations",
+    "energy_distance": "energy distance, in standard deviations",
+    "c2st": "accuracy of a classifier told to tell them apart; 0.5 is best",
+    "log_likelihood": "mean over held-out rows, nats; the floor is the true density's",
+    "model_calls": "per sample",
+    "training_seconds": "",
+}
+
+
+def measures_table(measures: Mapping[str, Measure]) -> str:
+    """Value, noise floor, standard error and number of rows of every measure."""
+    lines = [f"{'':<17}{'value':>10}{'floor':>10}{'se':>10}{'n':>8}"]
+    for name, measure in measures.items():
+        numbers = "".join(_number(value) for value in (measure.value, measure.floor, measure.se))
+        lines.append(f"{name:<17}{numbers}{measure.n:>8}  {_NOTES.get(name, '')}".rstrip())
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return f"{'-':>10}" if value is None else f"{value:>10.4g}"

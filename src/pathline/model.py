@@ -1,0 +1,264 @@
+"""Model: what training leaves behind. It samples, scores, and is one safetensors file."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pathline import nets, schedules, solvers, typing
+from pathline.fields import ParametrizedField
+from pathline.files import replacing
+from pathline.likelihood import log_prob
+from pathline.paths import AffinePath
+from pathline.sources import StandardNormal
+from pathline.transforms import ConditionTransform, Identity, TableTransform
+
+FILE = "model.safetensors"
+_KEY = "pathline"
+_NUMBERS = 2**21
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How a model is sampled unless told otherwise: a shipped solver and its number of calls.
+
+    Attributes:
+        solver: a name in `pathline.solvers.NAMED`.
+        nfe: model calls per sample; ``None`` for an adaptive solver.
+    """
+
+    solver: str = "rk4"
+    nfe: int | None = 64
+
+
+@dataclass(frozen=True)
+class Model:
+    """A velocity field with its path, its units and its solver.
+
+    Attributes:
+        field: the field in network units, ``field(x, t, **cond)``.
+        path: the path that it was trained on; its source is where samples start.
+        shape: shape of one row in network units.
+        transform: from the user's rows to network units and back.
+        condition: the condition column's units, or ``None``.
+        preset: how it is sampled.
+        about: how it came to be, as JSON values.
+    """
+
+    field: nn.Module
+    path: typing.Path
+    shape: tuple[int, ...]
+    transform: Identity | TableTransform = dataclasses.field(default_factory=Identity)
+    condition: ConditionTransform | None = None
+    preset: Preset = dataclasses.field(default_factory=Preset)
+    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int | None = None,
+        *,
+        x0: Tensor | None = None,
+        cond: Mapping[str, Tensor] | None = None,
+        nfe: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draws rows in the user's units, shape ``(n, ...)``.
+
+        Args:
+            n: how many rows; or
+            x0: the source points to push through the flow, in order, shape ``(n, *shape)``.
+            cond: conditions by keyword, each ``(n, ...)``; by default drawn as in the training data.
+            nfe: model calls, instead of the preset's.
+            generator: for the source and the conditions.
+
+        Raises:
+            ValueError: neither or both of n and x0, n below 1, an nfe that the solver can't spend.
+        """
+        x0 = self._starts(n, x0, generator)
+        cond = self._conditions(len(x0), generator) if cond is None else cond
+        solver = solvers.NAMED[self.preset.solver]
+        calls = self.preset.nfe if nfe is None else nfe
+        grid = solvers.grid_for(calls, solver, self.field) if calls else torch.tensor([0.0, 1.0])
+        rows = max(1, _NUMBERS // max(1, x0[0].numel()) // 16)
+        parts = []
+        for first in range(0, len(x0), rows):
+            some = {key: value[first : first + rows] for key, value in cond.items()}
+            z = solvers.solve(self.field, x0[first : first + rows], grid, solver, cond=some).x
+            parts.append(self.transform.inverse(z))
+        return torch.cat(parts)
+
+    def log_prob(
+        self,
+        x: Tensor,
+        *,
+        cond: Mapping[str, Tensor] | None = None,
+        draws: int = 1,
+        probes: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Log-density of rows in nats, in the user's units, shape ``(n,)``.
+
+        Args:
+            x: rows in the user's units.
+            cond: conditions by keyword, each ``(n, ...)``.
+            draws: dequantisations to average the log-density over, where columns are integers.
+            probes: Hutchinson probes; ``None`` takes the exact trace.
+            generator: for dequantisation and probes.
+
+        Raises:
+            ValueError: a conditional model without conditions; rows of the wrong shape.
+        """
+        if cond is None and self.condition is not None:
+            raise ValueError(f"cond is needed: this model is conditional on {self.condition.name}")
+        cond = cond or {}
+        rows = max(1, _NUMBERS // max(1, int(np.prod(self.shape))) // 64)
+        parts = []
+        for first in range(0, len(x), rows):
+            some = {key: value[first : first + rows] for key, value in cond.items()}
+            own = [self._log_prob(x[first : first + rows], some, probes, generator) for _ in range(draws)]
+            parts.append(torch.stack(own).mean(0))
+        return torch.cat(parts)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the model to ``path``, one safetensors file; the same model gives the same bytes.
+
+        Raises:
+            ValueError: the file cannot be written.
+        """
+        about = {
+            "format": 1,
+            "net": self._net_config(),
+            "predicts": getattr(self.field, "predicts", None),
+            "schedule": self._schedule_config(),
+            "shape": list(self.shape),
+            "transform": self.transform.to_dict() if isinstance(self.transform, TableTransform) else None,
+            "condition": self.condition.to_dict() if self.condition else None,
+            "preset": asdict(self.preset),
+            "about": dict(self.about),
+        }
+        tensors = {key: value.detach().contiguous().cpu() for key, value in self.field.state_dict().items()}
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata={_KEY: json.dumps(about, sort_keys=True)})
+
+    def _starts(self, n: int | None, x0: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        if (n is None) == (x0 is None):
+            raise ValueError("give either n, a number of rows, or x0, the points to start from")
+        weight = next(self.field.parameters(), torch.zeros(()))
+        if x0 is None:
+            if n is None or n < 1:
+                raise ValueError(f"n must be at least 1, got {n}")
+            device = weight.device if generator is None else generator.device
+            return self.path.source.sample((n, *self.shape), generator, weight.dtype, device).to(weight.device)
+        if tuple(x0.shape[1:]) != self.shape:
+            raise ValueError(f"x0 must have rows of shape {self.shape}, got {tuple(x0.shape)}")
+        return x0.to(weight)
+
+    def _conditions(self, n: int, generator: torch.Generator | None) -> dict[str, Tensor]:
+        if self.condition is None:
+            return {}
+        encoded = self.condition.encode(self.condition.draw(n, generator))
+        return {"condition": encoded.to(next(self.field.parameters()))}
+
+    def _log_prob(
+        self, x: Tensor, cond: Mapping[str, Tensor], probes: int | None, generator: torch.Generator | None
+    ) -> Tensor:
+        z, log_abs_det = self.transform.forward(x, generator)
+        weight = next(self.field.parameters(), z)
+        with torch.no_grad():
+            begin = getattr(self.field, "open_ends", {}).get(1.0, 1.0)
+            result = log_prob(
+                self.field,
+                z.to(weight),
+                source=self.path.source,
+                begin=begin,
+                probes=probes,
+                cond=cond,
+                generator=generator,
+            )
+        return result.value.to(log_abs_det) + log_abs_det
+
+    def _net_config(self) -> dict[str, Any] | None:
+        net = getattr(self.field, "net", None)
+        if type(net) in nets.SHIPPED.values() and net is not None:
+            return {"kind": type(net).__name__, **net.config}
+        return None
+
+    def _schedule_config(self) -> dict[str, Any] | None:
+        path = self.path
+        if not isinstance(path, AffinePath) or not isinstance(path.source, StandardNormal):
+            return None
+        if path.schedule.name not in schedules.SHIPPED:
+            return None
+        return {"name": path.schedule.name, **path.schedule.options}
+
+
+def load(
+    where: str | Path, *, net: nn.Module | None = None, path: typing.Path | None = None, device: str = "cpu"
+) -> Model:
+    """The model in a run's directory or a ``.safetensors`` file.
+
+    Args:
+        where: the directory of a run, or the file itself.
+        net: the network, where it is one of your own; its keys and shapes are checked.
+        path: the path, where it is not a shipped schedule from standard normal noise.
+        device: where to put it.
+
+    Raises:
+        ValueError: no model there, a file that is not one of pathline's or is cut short, a network or path that
+            must be passed and was not, or one that does not fit.
+    """
+    file = Path(where) / FILE if Path(where).is_dir() else Path(where)
+    about, tensors = _read(file)
+    flow = path or _flow_path(file, about)
+    own = net or _net(file, about)
+    predicts = about["predicts"]
+    field: nn.Module = ParametrizedField(own, flow, predicts) if isinstance(flow, AffinePath) and predicts else own
+    try:
+        field.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{file}: net does not fit the weights: {' '.join(str(error).split())[:300]}") from error
+    transform = TableTransform.from_dict(about["transform"]) if about["transform"] else Identity()
+    condition = ConditionTransform.from_dict(about["condition"]) if about["condition"] else None
+    field = field.to(device).eval().requires_grad_(False)
+    preset, shape = Preset(**about["preset"]), tuple(about["shape"])
+    return Model(field, flow, shape, transform, condition, preset, about["about"])
+
+
+def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not file.exists():
+        raise ValueError(f"{file}: no model there; give the directory of a finished `pathline train` run")
+    try:
+        with safe_open(file, framework="pt") as handle:
+            metadata = handle.metadata() or {}
+            tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file}: is no complete safetensors file ({error}); train or copy the model again") from error
+    try:
+        about = json.loads(metadata[_KEY])
+        if about["format"] != 1:
+            raise ValueError(f"{file}: format {about['format']} is newer than this version of pathline reads")
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file}: was not written by pathline; give a model that was") from error
+    return about, tensors
+
+
+def _flow_path(file: Path, about: Mapping[str, Any]) -> AffinePath:
+    if about["schedule"] is None:
+        raise ValueError(f"{file}: was trained on a path of its own; pass it as load(..., path=...)")
+    return AffinePath(schedules.named(**about["schedule"]))
+
+
+def _net(file: Path, about: Mapping[str, Any]) -> nn.Module:
+    if about["net"] is None:
+        raise ValueError(f"{file}: holds a network of its own kind; pass it as load(..., net=...)")
+    options = dict(about["net"])
+    return nets.SHIPPED[options.pop("kind")](**options)
