@@ -35,10 +35,10 @@ def test_w2_of_a_gradient_map_is_its_mean_square_step():
 
 def test_w2_between_two_gaussians():
     # Bures: |m|^2 + sum of (a_i - b_i)^2 over the standard deviations of both
-    x = toy("gaussian").sobol(1024, 0)
-    y = (toy("gaussian").sobol(1024, 1) - torch.tensor([2.0, 1.0])) * torch.tensor([2.0, 0.5])
+    x = toy("gaussian").sobol(512, 0)
+    y = (toy("gaussian").sobol(512, 1) - torch.tensor([2.0, 1.0])) * torch.tensor([2.0, 0.5])
     exact = math.sqrt(5 + 0.5 * (1 + 0.25))
-    assert w2(x, y) == pytest.approx(exact, abs=0.01)
+    assert w2(x, y) == pytest.approx(exact, abs=0.02)
 
 
 @given(

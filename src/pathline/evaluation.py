@@ -1,16 +1,17 @@
 """How good a model is, each number beside its noise floor."""
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from pathline.metrics import Measure, compare
+from pathline.data.toy import Toy
+from pathline.metrics import Measure, compare, w2
 from pathline.model import Model
+from pathline.sources import StandardNormal
 from pathline.transforms import Identity
 
 MOST_SCORED = 2_000
+SOBOL = 2_048
 EXACT_TRACE = 128
 PROBES = 8
 
@@ -22,7 +23,7 @@ def evaluate(
     *,
     held_out_condition: np.ndarray | None = None,
     fresh_condition: np.ndarray | None = None,
-    true_log_prob: Any = None,
+    law: Toy | None = None,
     seed: int = 0,
 ) -> dict[str, Measure]:
     """Distances between generated and held-out rows, and the held-out log-likelihood.
@@ -34,12 +35,13 @@ def evaluate(
         model: the model.
         held_out: rows that training never saw, fresh: more real rows, in the user's units.
         held_out_condition, fresh_condition: their condition column, where the model has one.
-        true_log_prob: the true log-density, whose mean is then the floor of the log-likelihood.
+        law: the law that the rows come from, where it is known: the mean of its log-density is then the floor of the
+            log-likelihood, and ``w2_sobol`` compares low-discrepancy points.
         seed: of samples, dequantisation and the choice of rows.
 
     Returns:
         Measures by name: ``w2`` or ``sliced_w2``, ``energy_distance``, ``c2st``, ``log_likelihood`` (nats per row,
-        in the user's units, with its standard error).
+        in the user's units, with its standard error), and ``w2_sobol`` (2,048 points in the user's units).
     """
     generator = torch.Generator().manual_seed(seed)
     made_condition = model.condition.draw(len(held_out), generator) if model.condition else None
@@ -50,13 +52,15 @@ def evaluate(
         _units(model, fresh, fresh_condition, generator),
         seed=seed,
     )
+    if law is not None and model.condition is None:
+        found = {"w2_sobol": _sobol_w2(model, law, seed), **found}
     rows = held_out[:MOST_SCORED]
     own = held_out_condition[:MOST_SCORED] if held_out_condition is not None else None
     scores = score(model, rows, own, seed=seed)
     likely = scores[scores.isfinite()]
     if len(likely) == 0:
         return found
-    floor = float(true_log_prob(rows).mean()) if true_log_prob is not None else None
+    floor = float(law.log_prob(rows).mean()) if law is not None else None
     se = float(likely.std() / len(likely) ** 0.5) if len(likely) > 1 else None
     return {**found, "log_likelihood": Measure(float(likely.mean()), floor, se, len(likely))}
 
@@ -72,6 +76,13 @@ def score(model: Model, rows: Tensor, condition: np.ndarray | None = None, *, dr
     probes = PROBES if model.shape and int(np.prod(model.shape)) > EXACT_TRACE else None
     cond = _cond(model, condition)
     return model.log_prob(rows, cond=cond, draws=draws if whole else 1, probes=probes, generator=generator)
+
+
+def _sobol_w2(model: Model, law: Toy, seed: int) -> Measure:
+    """W2 of scrambled Sobol noise pushed through the model to scrambled Sobol points of the law."""
+    noise = StandardNormal().sobol((SOBOL, *model.shape), seed)
+    real, other = law.sobol(SOBOL, seed + 1), law.sobol(SOBOL, seed + 2)
+    return Measure(w2(model.sample(x0=noise), real), w2(other, real), None, SOBOL)
 
 
 def _cond(model: Model, values: np.ndarray | None) -> dict[str, Tensor]:

@@ -129,7 +129,10 @@ def c2st(x: Tensor, y: Tensor, seed: int = 0) -> float:
     a, b = _equal(*_pair(x, y))
     rows, side = torch.cat([a, b]).numpy(), np.repeat([0, 1], len(a))
     trees = HistGradientBoostingClassifier(
-        max_iter=30, max_leaf_nodes=15, early_stopping=False, random_state=seed
+        max_iter=30,
+        max_leaf_nodes=15,
+        early_stopping=False,  # pyright: ignore[reportArgumentType]
+        random_state=seed,
     )
     folds = StratifiedKFold(min(5, len(a)), shuffle=True, random_state=seed)
     return float(np.mean(cross_val_predict(trees, rows, side, cv=folds) == side))

@@ -38,6 +38,16 @@ class Preset:
     solver: str = "rk4"
     nfe: int | None = 64
 
+    def check(self) -> None:
+        """Raises ValueError for an unknown solver, or model calls that a velocity network can't spend with it."""
+        if self.solver not in solvers.NAMED:
+            raise ValueError(f"solver must be one of {', '.join(solvers.NAMED)}, got {self.solver!r}")
+        solver = solvers.NAMED[self.solver]
+        if self.nfe is not None:
+            solvers.grid_for(self.nfe, solver, nn.Identity())
+        elif solver.calls is not None:
+            raise ValueError(f"nfe must be a number of model calls for {self.solver}, got None")
+
 
 @dataclass(frozen=True)
 class Model:

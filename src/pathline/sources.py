@@ -22,6 +22,15 @@ class StandardNormal:
         """Draws a tensor of ``shape = (n, *d)``."""
         return torch.randn(shape, generator=generator, dtype=dtype, device=device)
 
+    def sobol(self, shape: tuple[int, ...], seed: int) -> Tensor:
+        """Points of a scrambled Sobol sequence through the normal quantiles, float64, ``shape = (n, *d)``.
+
+        They fill the law evenly, so distances between finite sets of them have a low noise floor.
+        """
+        engine = torch.quasirandom.SobolEngine(math.prod(shape[1:]), scramble=True, seed=seed)
+        u = engine.draw(shape[0], dtype=torch.float64).clamp(1e-16, 1 - 1e-16)
+        return torch.special.ndtri(u).reshape(shape)
+
     def log_prob(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
         """Log-density of each row, in nats."""
         flat = x.flatten(1) if x.ndim > 1 else x[:, None]

@@ -365,6 +365,7 @@ def test_particles_outside_are_left_out_and_counted(browser: Any, tmp_path: Path
     small(particles=particles).save(tmp_path / "flow.html")
     tab = Tab(browser, tmp_path / "flow.html", reduced_motion="reduce")
     assert tab.page.locator("#count").inner_text() == "2 of 5"
+    assert [tab.get(f"pathline.particle({k})")[0] < -5 for k in range(5)] == [True, True, False, False, True]
     tab.get("pathline.seek(0)")
     assert tab.page.locator("#count").inner_text() == "5"
     assert tab.errors() == []

@@ -43,11 +43,11 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _measures(model: Model, file: str | None, seed: int) -> dict[str, Measure]:
-    true_log_prob = None
+    law = None
     if file is None:
         dataset = dataset_of(model)
         held_out, fresh = dataset.held_out, dataset.train
-        true_log_prob = dataset.toy.log_prob if dataset.toy else None
+        law = dataset.toy
     else:
         rows = read_rows(file, model)
         if len(rows) < 4:
@@ -59,7 +59,7 @@ def _measures(model: Model, file: str | None, seed: int) -> dict[str, Measure]:
         fresh.rows,
         held_out_condition=held_out.condition,
         fresh_condition=fresh.condition,
-        true_log_prob=true_log_prob,
+        law=law,
         seed=seed,
     )
 

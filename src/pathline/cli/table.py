@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathline.metrics import Measure
 
 _NOTES = {
+    "w2_sobol": "2-Wasserstein distance of low-discrepancy points, in the data's units",
     "w2": "2-Wasserstein distance, in standard deviations",
     "sliced_w2": "sliced 2-Wasserstein distance, in standard deviations",
     "energy_distance": "energy distance, in standard deviations",

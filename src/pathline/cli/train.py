@@ -158,7 +158,7 @@ def _finish(folder: Folder, model: Model, dataset: Dataset, config: Config, seco
         fresh.rows,
         held_out_condition=held_out.condition,
         fresh_condition=fresh.condition,
-        true_log_prob=dataset.toy.log_prob if dataset.toy else None,
+        law=dataset.toy,
         seed=seed,
     )
     measures["model_calls"] = Measure(float(model.preset.nfe or 0), None, None, 1)
@@ -167,7 +167,7 @@ def _finish(folder: Folder, model: Model, dataset: Dataset, config: Config, seco
     generator = torch.Generator().manual_seed(seed)
     samples = model.sample(min(3000, max(64, len(held_out))), generator=generator)
     columns = tuple(as_frame(model, samples[:1], None).columns)
-    figure = samples_figure(held_out.rows.numpy(), samples.numpy(), columns, dataset.shape)
+    figure = samples_figure(held_out.rows, samples, columns, dataset.shape)
     save_figure(figure, folder.path / "samples.png")
     if model.shape == (2,):
         kinds = dataset.transform.kinds

@@ -43,8 +43,17 @@ class Config:
             ValueError: an unknown name, or a value of the wrong type or out of range.
         """
         config: Config = _record(cls, values, "config")
-        config.recipe.check()
+        config.check()
         return config
+
+    def check(self) -> None:
+        """Raises ValueError where a value is out of its range, or the solver can't spend the model calls."""
+        self.recipe.check()
+        for name in ("width", "depth"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.preset.check()
 
 
 def _record(kind: type, values: Any, where: str) -> Any:

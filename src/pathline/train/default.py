@@ -108,3 +108,17 @@ def _dequantise(transform: TableTransform, rows: Tensor) -> Augment:
 def default_threads(config: Config) -> int:
     """CPU threads that train a settled config fastest: one for narrow networks, else all that torch would take."""
     return 1 if (config.width or 0) <= 128 else torch.get_num_threads()
+
+
+def chosen_device(device: str | None) -> str:
+    """The device asked for; for ``None`` a GPU if there is one, else the CPU.
+
+    Raises:
+        ValueError: the device is not to be had here.
+    """
+    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device must be one that torch has here, such as cpu, got {name!r}") from error
+    return name

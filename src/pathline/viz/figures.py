@@ -3,6 +3,7 @@
 Figures hold no global state: they are made without pyplot and drawn by whatever saves them.
 """
 
+import itertools
 import math
 import os
 import warnings
@@ -34,11 +35,11 @@ def samples_figure(
 ) -> Figure:
     """Generated rows beside data: histograms, points, pairs of columns or pictures.
 
-    One column: two histograms. Two: data and samples as points, side by side on the same axes. More: the first four
-    columns against each other, both in one panel. With ``shape``: a grid of pictures each, on the data's grey
-    or colour scale; channels other than three are averaged. At most 3,000 points of each are drawn, at even spacing
-    in the order given. Axes span the data and all but the farthest 1 in 100 of the samples, and say how many
-    samples are beyond.
+    One column: two histograms. Two: data and samples as points, side by side on the same axes. More: the
+    first four columns against each other, both in one panel. With ``shape``: a grid of pictures each, on
+    the data's grey or colour scale; channels other than three are averaged. At most 3,000 points of each
+    are drawn, at even spacing in the order given. The axes span data and samples. Only where 1 in 100
+    samples or fewer would more than double the span are those left out, and counted below.
 
     Args:
         data: real rows, shape ``(n, d)``, or ``(n, *shape)``.
@@ -61,7 +62,7 @@ def samples_figure(
 
 
 def save_figure(fig: Figure, path: Path | str, dpi: int = 150) -> None:
-    """Writes the figure in the format of the path's suffix; a file at ``path`` is replaced whole or not at all.
+    """Writes the figure in the format of the path's suffix; an old file is replaced whole or not at all.
 
     Raises:
         ValueError: the suffix is not one that matplotlib writes.
@@ -119,8 +120,8 @@ def _pair_figure(real: np.ndarray, made: np.ndarray, names: Sequence[str]) -> Fi
     spans = [_span(real[:, i], made[:, i]) for i in range(k)]
     axes = fig.subplots(k, k, sharex="col", squeeze=False)
     both, colour = _mixed(_thin(real), _thin(made))
-    for i, j in np.ndindex(k, k):
-        ax = axes[i, j]
+    for i, j in itertools.product(range(k), repeat=2):
+        ax: Axes = axes[i, j]
         if i < j:
             ax.set_axis_off()
             continue
@@ -149,6 +150,7 @@ def _picture_figure(real: np.ndarray, made: np.ndarray) -> Figure:
     shown = min(_GRID**2, len(real), len(made))
     across = math.ceil(math.sqrt(shown))
     fig = _figure(7.2, 0.4 + 3.5 * math.ceil(shown / across) / across * real.shape[1] / real.shape[2])
+    fig.set_layout_engine("constrained", wspace=0.05)
     for ax, title, rows in zip(fig.subplots(1, 2), ("data", "samples"), (real, made), strict=True):
         tiles = _tile(((rows[:shown] - low) / max(high - low, 1e-12)).clip(0, 1), across)
         ax.imshow(tiles, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
@@ -185,9 +187,11 @@ def _few_whole(real: np.ndarray) -> bool:
 
 
 def _span(real: np.ndarray, made: np.ndarray) -> tuple[float, float]:
-    """Axis limits: all data, all but 1 in 100 of the samples, and a margin."""
+    """Axis limits and a margin: all but the samples, at most 1 in 100, that lie more than a span away."""
     low, high = np.quantile(made, [0.005, 0.995])
     low, high = min(real.min(), low), max(real.max(), high)
+    near = made[np.abs(made - (low + high) / 2) <= 1.5 * (high - low)]
+    low, high = min(low, near.min()), max(high, near.max())
     margin = 0.04 * (high - low) or 0.1 * max(1.0, abs(high))
     margin = 0.5 if _few_whole(real) else margin
     return float(low - margin), float(high + margin)

@@ -48,9 +48,10 @@ class Flow {
     this.heights = new Float32Array(this.density.width);
     this.tail = Array.from({ length: TAIL.pieces + 1 }, () => new Float32Array(2 * this.count));
     const ratio = (xmax - xmin) / (ymax - ymin);
+    const shape = ratio > 1 / 3 && ratio < 3 ? [Math.min(ratio, 1), Math.min(1 / ratio, 1)] : [1, 1];
     const stage = document.querySelector(".stage");
     const tall = stage.clientHeight > stage.clientWidth;
-    const size = [2 * clamp(ratio, 0.5, 1), 2 * clamp(1 / ratio, 0.5, 1), tall ? 1.1 : 0.8];
+    const size = [2 * shape[0], 2 * shape[1], tall ? 1.1 : 0.8];
     const home = { azimuth: 0.62, elevation: tall ? 0.7 : 0.56 };
     this.scene = new Scene(stage, { size, home, theme: theme() });
     this.build();
@@ -223,7 +224,10 @@ if (!still) flow.play(true);
 window.pathline = {
   get t() { return flow.t; },
   get playing() { return flow.playing; },
-  get camera() { return { ...flow.scene.camera }; },
+  get camera() {
+    const { azimuth, elevation, zoom, shift } = flow.scene.camera;
+    return { azimuth, elevation, zoom, shift };
+  },
   get drawn() { return flow.scene.drawn; },
   get quality() { return flow.scene.quality; },
   get renderer() { return flow.scene.renderer.name; },

@@ -117,7 +117,7 @@ class Scene {
     const light = unit(right.map((v, i) => -0.55 * v + 0.5 * up[i] + 0.25 * back[i]).map((v, i) => v + (i === 2 ? 0.7 : 0)));
     this.renderer.draw(this.layers, {
       width: w, height: h, camera: this.matrix, distance: this.camera.distance, size: this.size, theme: this.theme,
-      light, view: back, pixel, scale: Math.sqrt(this.camera.zoom) * clamp(Math.min(width, height) / 640, 0.5, 1.6),
+      light, view: back, pixel, scale: Math.sqrt(this.camera.zoom) * clamp(Math.min(width, height) / 640, 0.6, 1.6),
     });
     this.drawn += 1;
   }
@@ -330,7 +330,7 @@ function ticks(low, high, count) {
 
 function label(value) {
   const size = Math.abs(value);
-  const far = size > 0 && (size >= 1e5 || size < 1e-3);
+  const far = size > 0 && (size >= 1e5 || size < 1e-4);
   const text = far ? value.toExponential(2).replace(/\.?0*e\+?/, "e") : String(Number(value.toPrecision(6)));
   return text.replaceAll("-", "\u2212");
 }
