@@ -1,6 +1,7 @@
 """pathline: flow matching that can prove how good it is."""
 
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
 from pathline import couplings, grids, nets, objectives, schedules, solvers, sources
 from pathline.fields import EmpiricalField, GaussianMixtureField, ParametrizedField
@@ -12,6 +13,9 @@ from pathline.solvers import Solution, solve
 from pathline.train import Recipe, fit
 from pathline.typing import Batch
 
+if TYPE_CHECKING:
+    from pathline.estimator import FlowMatcher
+
 __version__ = version("pathline")
 
 __all__ = [
@@ -19,6 +23,7 @@ __all__ = [
     "Batch",
     "BridgePath",
     "EmpiricalField",
+    "FlowMatcher",
     "FlowMatching",
     "GaussianMixtureField",
     "GaussianPath",
@@ -38,3 +43,12 @@ __all__ = [
     "solvers",
     "sources",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`FlowMatcher`, when it is asked for: scikit-learn takes a second to import."""
+    if name == "FlowMatcher":
+        from pathline.estimator import FlowMatcher
+
+        return FlowMatcher
+    raise AttributeError(f"module 'pathline' has no attribute {name!r}")

@@ -50,7 +50,7 @@ class FlowMatcher(DensityMixin, BaseEstimator):
         device: ``"cpu"`` or ``"cuda"``, ``None``: a GPU if there is one.
         random_state: an integer gives the same model in every `fit` and the same rows in every `sample`; a
             ``RandomState``, or ``None`` for NumPy's global one, goes on from call to call.
-        verbose: print the loss ten times during training.
+        verbose: print the loss now and then during training.
 
     Attributes:
         model_: the fitted `pathline.Model`, which works on tensors.
@@ -100,7 +100,7 @@ class FlowMatcher(DensityMixin, BaseEstimator):
         """Trains on all rows.
 
         Args:
-            X: numeric columns, ``(n, d)`` with n at least 2. Whole numbers are treated as integers.
+            X: numeric columns, ``(n, d)`` with n at least 2. A column of whole numbers alone is one of integers.
             y: the column to be conditional on, ``(n,)``. Text, booleans and whole numbers of at most 20 distinct
                 values are categories, other numbers are standardised. A Series keeps its name, others are "y".
 
@@ -111,6 +111,7 @@ class FlowMatcher(DensityMixin, BaseEstimator):
             RuntimeError: the loss is not finite.
         """
         config, device = self._config(), chosen_device(self.device)
+        _check_columns(X)
         rows = self._rows(X, ensure_min_samples=2)
         dataset = _dataset(_table(X, rows), y, config.positive)
         dim, name = dataset.transform.dim, dataset.condition.name if dataset.condition else None
@@ -133,7 +134,7 @@ class FlowMatcher(DensityMixin, BaseEstimator):
         Raises:
             ValueError: ``n_samples`` below 1, a condition that the model does not know or has no use for.
         """
-        check_is_fitted(self)
+        check_is_fitted(self, "model_")
         n = int(check_scalar(n_samples, "n_samples", Integral, min_val=1))
         model: Model = self.model_
         values, cond = _given(model, y, n), None
@@ -159,16 +160,16 @@ class FlowMatcher(DensityMixin, BaseEstimator):
         Raises:
             ValueError: bad rows, conditions that are missing or unknown.
         """
-        check_is_fitted(self)
+        check_is_fitted(self, "model_")
         model: Model = self.model_
-        rows = self._rows(X, reset=False, dtype=np.float64)
+        rows = self._rows(X, reset=False, dtype=np.float64, force_writeable=True)
         values = _given(model, y, len(rows))
         if model.condition is not None and values is None:
             raise ValueError(f"y is needed: the density is conditional on {model.condition.name}")
         return score(model, torch.from_numpy(rows), values).double().cpu().numpy()
 
     def score(self, X: ArrayLike | pd.DataFrame, y: Any = None) -> float:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Mean of `score_samples`: nats per row, higher is better."""
+        """Mean of `score_samples`: nats per row, higher is better; minus infinity where one row is."""
         return float(self.score_samples(X, y).mean())
 
     def save(self, path: str | Path) -> None:
@@ -177,7 +178,7 @@ class FlowMatcher(DensityMixin, BaseEstimator):
         Raises:
             ValueError: the file cannot be written.
         """
-        check_is_fitted(self)
+        check_is_fitted(self, "model_")
         self.model_.save(path)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -225,16 +226,24 @@ def _number(value: Any, name: str, kind: type) -> Any:
     return int(value) if kind is Integral else float(value)
 
 
+def _check_columns(X: Any) -> None:
+    """Refuses what NumPy would turn into numbers, or a dictionary into one column."""
+    names = [str(name) for name in X.columns] if isinstance(X, pd.DataFrame) else ["of X"]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"X has several columns called {', '.join(twice)}; give each column a name of its own")
+    dtypes = X.dtypes if isinstance(X, pd.DataFrame) else [getattr(X, "dtype", None)]
+    for name, dtype in zip(names, dtypes, strict=True):
+        if getattr(dtype, "kind", None) in ("m", "M"):
+            raise ValueError(f"column {name} holds {dtype}; turn dates into numbers, or leave the column out")
+
+
 def _table(X: Any, rows: np.ndarray) -> Table:
     """The columns of ``X`` by name, in the NumPy dtypes that samples come back in."""
     if not isinstance(X, pd.DataFrame):
         return Table(pd.DataFrame(rows, columns=[f"x{i}" for i in range(rows.shape[1])]), None, None, "")
-    names = [str(name) for name in X.columns]
-    if len(set(names)) < len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise ValueError(f"X has several columns called {', '.join(twice)}; give each column a name of its own")
-    columns = (X.iloc[:, i].to_numpy(_native(dtype)) for i, dtype in enumerate(X.dtypes))
-    return Table(pd.DataFrame(dict(zip(names, columns, strict=True))), None, None, "")
+    columns = {str(name): column.to_numpy(_native(column.dtype)) for name, column in X.items()}
+    return Table(pd.DataFrame(columns), None, None, "")
 
 
 def _native(dtype: Any) -> np.dtype:

@@ -27,7 +27,8 @@ class LogProb:
 
     Attributes:
         value: log p_1(x1) in nats.
-        error: size of the solver's error, from the same solve on every other node; ``None`` for adaptive solvers.
+        error: size of the solver's error, from the same solve on every other node; ``None`` where it was not asked for
+            and for adaptive solvers.
         se: standard error over Hutchinson probes; ``None`` for the exact trace or a single probe.
         x0: the source points that the rows came from, shape ``(b, *d)``.
         nfe: calls of the field, those of the error estimate included.
@@ -49,6 +50,7 @@ def log_prob(
     solver: Solver = rk4,
     probes: int | None = None,
     begin: float = 1.0,
+    with_error: bool = True,
     cond: Mapping[str, Any] = {},
     generator: torch.Generator | None = None,
 ) -> LogProb:
@@ -66,6 +68,7 @@ def log_prob(
         solver: a method of `pathline.solvers`.
         probes: number of Hutchinson probes; ``None`` is the exact trace.
         begin: the time at which the rows live; below 1 for a field that has no value there.
+        with_error: estimate the solver's error, by a second solve at half the cost of the first.
         cond: keyword conditions handed to the field.
         generator: for the probes.
 
@@ -88,7 +91,7 @@ def log_prob(
     x0, each = augmented.split(fine.x)
     p0 = (source or StandardNormal()).log_prob(x0)
     nfe, error = fine.nfe, None
-    if solver.calls is not None and len(nodes) > 2:
+    if with_error and solver.calls is not None and len(nodes) > 2:
         with torch.no_grad():
             coarse = solve(augmented, start, _every_other(backward), solver, cond=cond)
             y0, other = augmented.split(coarse.x)

@@ -191,6 +191,7 @@ class Model:
                 source=self.path.source,
                 begin=begin,
                 probes=probes,
+                with_error=False,
                 cond=cond,
                 generator=generator,
             )

@@ -109,8 +109,9 @@ class _Gaussian(ABC):
         r"""$\nabla \log p_t(x_t \mid x_1) = (\mu_t - x_t) / \sigma_t^2$.
 
         Raises:
-            ValueError: the standard deviation is zero at ``t``.
+            ValueError: the standard deviation is zero at ``t``, or the law is not Gaussian.
         """
+        self._check_density()
         at = self._positive(x1, t, x0, "score")
         return (at.mean - x_t) / at.std**2
 
@@ -120,11 +121,15 @@ class _Gaussian(ABC):
         r"""$\log \mathcal N(x_t; \mu_t, \sigma_t^2 I)$ in nats, shape ``(b,)``.
 
         Raises:
-            ValueError: the standard deviation is zero at ``t``.
+            ValueError: the standard deviation is zero at ``t``, or the law is not Gaussian.
         """
+        self._check_density()
         at = self._positive(x1, t, x0, "density")
         scaled = ((x_t - at.mean) / at.std).square() + 2 * at.std.log() + math.log(2 * math.pi)
         return -0.5 * (scaled.flatten(1).sum(1) if scaled.ndim > 1 else scaled)
+
+    def _check_density(self) -> None:
+        """Raises ValueError where p_t(x given x1) is not the Gaussian of its `moments`."""
 
     def _positive(self, x1: Tensor, t: Tensor, x0: Tensor | None, what: str) -> Moments:
         refuse_ends(self.open_ends, t, what)
@@ -166,6 +171,13 @@ class AffinePath(_Gaussian):
         x0 = _source_points(self.source, batch, generator)
         return x0, x0
 
+    def _check_density(self) -> None:
+        if not isinstance(self.source, StandardNormal):
+            raise ValueError(
+                "source must be a standard normal for an affine path to have a score or density, "
+                f"got {type(self.source).__name__}"
+            )
+
 
 @dataclass(frozen=True)
 class GaussianPath(_Gaussian):
@@ -199,7 +211,8 @@ class GaussianPath(_Gaussian):
         self._check_source(x1)
         time = as_time(t, x1)
         rows = self._rows(x1, time.reshape(-1)[0]) if one_time(time) else vmap(self._row)(x1, time)
-        _check_finite_rates(rows, time)
+        _check_finite_rate("mean", rows.mean_rate, time)
+        _check_finite_rate("std", rows.std_rate, time)
         return Moments(rows.mean, like(rows.std, x1), rows.mean_rate, like(rows.std_rate, x1))
 
     def ends(self, batch: Batch, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
@@ -207,11 +220,18 @@ class GaussianPath(_Gaussian):
         if isinstance(self.source, StandardNormal):
             return x0, x0
         start = self.moments(batch.x1, torch.zeros((), dtype=batch.x1.dtype, device=batch.x1.device))
+        if start.std.device.type == "cpu" and not bool((start.std > 0).all()):
+            raise ValueError("std must be positive at t = 0, where it maps source points to noise")
         return x0, (x0 - start.mean) / start.std
 
     def _rows(self, x1: Tensor, t: Tensor) -> Moments:
         def values(s: Tensor) -> tuple[Tensor, Tensor]:
-            return self.mean(x1, s), self.std(x1, s).expand(len(x1))
+            mean, std = self.mean(x1, s), self.std(x1, s)
+            if mean.shape != x1.shape:
+                raise ValueError(f"mean(x1, t) must be shaped like x1 {tuple(x1.shape)}, got {tuple(mean.shape)}")
+            if std.shape not in ((), x1.shape[:1]):
+                raise ValueError(f"std(x1, t) must have shape () or ({len(x1)},), got {tuple(std.shape)}")
+            return mean, std.expand(len(x1))
 
         (mean, std), (mean_rate, std_rate) = value_and_rate(values, t)
         return Moments(mean, std, mean_rate, std_rate)
@@ -223,8 +243,6 @@ class GaussianPath(_Gaussian):
         if hasattr(self, "_checked") or not isinstance(self.source, StandardNormal):
             return
         start = self._rows(x1, x1.new_zeros(()))
-        if start.mean.shape != x1.shape:
-            raise ValueError(f"mean(x1, t) must be shaped like x1 {tuple(x1.shape)}, got {tuple(start.mean.shape)}")
         if float(start.mean.abs().max()) > 1e-6 or float((start.std - 1).abs().max()) > 1e-6:
             raise ValueError(
                 "mean and std must be 0 and 1 at t = 0, where p_0 is the standard normal source; "
@@ -242,7 +260,7 @@ class BridgePath(_Gaussian):
     Attributes:
         source: p_0.
         std: a number s makes a Brownian bridge, sigma_t = s sqrt(t (1 - t)), whose rate is infinite at both ends;
-            or a function of t of your own, positive inside (0, 1). A std that is not 0 at t = 0 smooths the
+            or a function of t of your own, positive inside (0, 1), refused where its rate is infinite. A std that is not 0 at t = 0 smooths the
             source, and ``source`` is then your word that the difference does not matter.
 
     Reference: Tong et al., "Simulation-Free Schroedinger Bridges via Score and Flow Matching", arXiv:2307.03672.
@@ -270,7 +288,9 @@ class BridgePath(_Gaussian):
 
     def _std(self, t: Tensor) -> tuple[Tensor, Tensor]:
         if callable(self.std):
-            return value_and_rate(self.std, t)
+            std, std_rate = value_and_rate(self.std, t)
+            _check_finite_rate("std", std_rate, t)
+            return std, std_rate
         root = (t * (1 - t)).sqrt()
         return self.std * root, self.std * (0.5 - t) / root
 
@@ -357,23 +377,22 @@ def _source_points(source: Source, batch: Batch, generator: torch.Generator | No
     return batch.x0
 
 
-def _check_finite_rates(rows: Moments, t: Tensor) -> None:
-    if t.device.type == "cpu":
-        for name, rate in (("mean", rows.mean_rate), ("std", rows.std_rate)):
-            if not bool(rate.isfinite().all()):
-                raise ValueError(f"the rate of {name} must be finite, it is not at t in [{t.min():.6g}, {t.max():.6g}]")
+def _check_finite_rate(name: str, rate: Tensor, t: Tensor) -> None:
+    if t.device.type == "cpu" and not bool(rate.isfinite().all()):
+        raise ValueError(f"the rate of {name} must be finite, it is not at t in [{t.min():.6g}, {t.max():.6g}]")
 
 
 def _refuse_conversion(curve: Curve, t: Tensor, given: Prediction, wanted: Prediction) -> None:
     if given == wanted:
         return
-    divisors = {
-        "velocity": curve.alpha_rate * curve.sigma - curve.alpha * curve.sigma_rate,
-        "data": curve.sigma,
-        "noise": curve.alpha,
-        "score": curve.alpha,
-    }
-    bad = (divisors[given] == 0) | ~divisors[given].isfinite()
+    if given == "velocity":
+        divisor = curve.alpha_rate * curve.sigma - curve.alpha * curve.sigma_rate
+    elif given == "data":
+        divisor = curve.sigma
+    else:  # noise and score give each other without the data
+        divisor = curve.alpha if wanted in ("velocity", "data") else torch.ones_like(curve.alpha)
+        divisor = divisor * curve.sigma if given == "score" else divisor
+    bad = (divisor == 0) | ~divisor.isfinite()
     if wanted == "score":
         bad = bad | (curve.sigma == 0)
     if wanted == "velocity":

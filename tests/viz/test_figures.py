@@ -1,5 +1,4 @@
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -167,10 +166,6 @@ def test_png_size_and_foreign_letters(tmp_path: Path):
     save_figure(fig, tmp_path / "a.png", dpi=100)
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.size == (520, 320)
-
-
-def test_no_pyplot():
-    assert "matplotlib.pyplot" not in sys.modules
 
 
 def test_bad_input(tmp_path: Path):

@@ -87,7 +87,7 @@ def _write(model: Model, rows: Tensor, condition: np.ndarray | None, out: Path, 
     shape = model.about["shape"]
     frame = as_frame(model, rows, condition)
     if out.suffix == ".png":
-        values = frame[list(model.about["dtypes"])].to_numpy(np.float64)
+        values = torch.from_numpy(frame[list(model.about["dtypes"])].to_numpy(np.float64, copy=True))
         save_figure(samples_figure(None, values, list(model.about["dtypes"]), shape and tuple(shape)), out)
     elif out.suffix == ".npy" and shape and condition is None:
         write_table(out, frame.to_numpy().reshape(len(frame), *shape), force)

@@ -18,7 +18,7 @@ _NOTES = {
 
 def measures_table(measures: Mapping[str, Measure]) -> str:
     """Value, noise floor, standard error and number of rows of every measure."""
-    lines = [f"{'':<17}{'value':>10}{'floor':>10}{'se':>10}{'n':>8}"]
+    lines = [f"{'':<17}{'value':>11}{'floor':>11}{'se':>11}{'n':>8}"]
     for name, measure in measures.items():
         numbers = "".join(_number(value) for value in (measure.value, measure.floor, measure.se))
         lines.append(f"{name:<17}{numbers}{measure.n:>8}  {_NOTES.get(name, '')}".rstrip())
@@ -26,4 +26,4 @@ def measures_table(measures: Mapping[str, Measure]) -> str:
 
 
 def _number(value: float | None) -> str:
-    return f"{'-':>10}" if value is None else f"{value:>10.4g}"
+    return f"{'-':>11}" if value is None else f"{value:>11.3g}"

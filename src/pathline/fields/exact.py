@@ -4,9 +4,11 @@ Given x_t = x, component i has posterior weight $p_i \propto w_i\,\mathcal N_i(x
 velocity $v_i$ and score $g_i$ at x
 
 $$\log p_t = \log \sum_i w_i \mathcal N_i, \quad u_t = \mathbb E[v_i], \quad \nabla \log p_t = \mathbb E[g_i],
-\quad \nabla \cdot u_t = \mathbb E[\nabla \cdot v_i + g_i \cdot v_i] - \mathbb E[g_i] \cdot \mathbb E[v_i],$$
+\quad \nabla \cdot u_t = \mathbb E[\nabla \cdot v_i + \Delta g_i \cdot \Delta v_i]
+- \mathbb E[\Delta g_i] \cdot \mathbb E[\Delta v_i],$$
 
-expectations under $p_i$. One pass over chunks of components with a running softmax gives all of them, so memory is
+expectations under $p_i$, differences $\Delta$ taken from one reference component, so that a covariance does not
+drown in the means that it is about. One pass over chunks of components with a running softmax gives all of them, so memory is
 O(batch x chunk). All arithmetic is float64; results come back in the dtype of x.
 
 Reference: Lipman et al., "Flow Matching for Generative Modeling", arXiv:2210.02747; Bertrand et al., "On the
@@ -16,6 +18,7 @@ closed-form of flow matching: generalization does not arise from target stochast
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -51,7 +54,7 @@ class _Chunk(ABC):
 
     @abstractmethod
     def divergence(self, w: Tensor) -> Tensor:
-        """sum_i w_i (div v_i + g_i . v_i), shape ``(b, 1)``."""
+        """sum_i w_i of (div v_i + dg_i . dv_i), dg_i, dv_i and v_i, side by side, shape ``(b, 1 + 3 D)``."""
 
 
 class _MixtureField(ABC):
@@ -60,12 +63,16 @@ class _MixtureField(ABC):
     path: AffinePath | GaussianPath
     shape: torch.Size
     log_weights: Tensor
-    chunk_width: int
+    reference: slice
     labels: Tensor | None = None
 
     @abstractmethod
     def chunk(self, x: Tensor, t: Tensor, rows: slice) -> _Chunk:
         """The components ``rows`` seen from ``x`` ``(b, D)`` at ``t`` ``(1,)`` or ``(b,)``, all float64."""
+
+    @abstractmethod
+    def chunk_width(self, times: int) -> int:
+        """Numbers that a chunk holds for each row and component, given how many times it is asked for."""
 
     @property
     @abstractmethod
@@ -104,18 +111,20 @@ class _MixtureField(ABC):
         self, x: Tensor, t: Tensor, *, label: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Both in one pass over the components: shapes ``(b, *d)`` and ``(b,)``."""
-        _, (velocity, score, inner) = self._expect(x, t, label, "velocity", "score", "divergence")
-        divergence = inner[:, 0] - (velocity * score).sum(1)
+        _, (parts,) = self._expect(x, t, label, "divergence")
+        d = self.shape.numel()
+        inner, score, velocity_step, velocity = parts.split([1, d, d, d], 1)
+        divergence = inner[:, 0] - (velocity_step * score).sum(1)
         return velocity.reshape(x.shape).to(x.dtype), divergence.to(x.dtype)
 
     def _expect(
         self, x: Tensor, t: Tensor, label: Tensor | None, *statistics: Statistic
     ) -> tuple[Tensor, list[Tensor]]:
         time, log_total = self._check(x, t), self._log_total(label, len(x))
-        flat = x.reshape(len(x), -1).double()
-        step = max(1, CHUNK // max(1, min(len(self.log_weights), 4096) * self.chunk_width))
+        flat = x.reshape(len(x), self.shape.numel()).double()
+        step = max(1, CHUNK // max(1, min(len(self.log_weights), 4096) * self.chunk_width(len(time))))
         parts = []
-        for first in range(0, len(x), step):
+        for first in range(0, max(1, len(x)), step):
             rows = slice(first, first + step)
             own = time if len(time) == 1 else time[rows]
             labels = None if label is None else label.expand(len(x))[rows]
@@ -128,7 +137,7 @@ class _MixtureField(ABC):
     ) -> list[Tensor]:
         top = x.new_full((len(x), 1), torch.finfo(x.dtype).min)
         total, sums = x.new_zeros(len(x), 1), [0.0] * len(statistics)
-        step = max(1, CHUNK // (len(x) * self.chunk_width))
+        step = max(1, CHUNK // max(1, len(x) * self.chunk_width(len(t))))
         for first in range(0, len(self.log_weights), step):
             rows = slice(first, first + step)
             chunk = self.chunk(x, t, rows)
@@ -165,10 +174,11 @@ class _MixtureField(ABC):
         kinds, inverse = self.labels.unique(return_inverse=True)
         totals = torch.zeros(len(kinds), dtype=torch.float64, device=kinds.device)
         totals = totals.index_add(0, inverse, self.log_weights.exp())
-        found = label.reshape(-1, 1) == kinds
+        found = (label.reshape(-1, 1) == kinds) & (totals > 0)
         if not bool(found.any(1).all()):
             unknown = label.reshape(-1)[~found.any(1)][0].item()
-            raise ValueError(f"label must be one of the data's, e.g. {kinds[:10].tolist()}, got {unknown}")
+            known = kinds[totals > 0][:10].tolist()
+            raise ValueError(f"label must be one of the data's, with weight, e.g. {known}, got {unknown}")
         return totals[found.int().argmax(1)].log()
 
 
@@ -204,55 +214,70 @@ class EmpiricalField(_MixtureField):
         self.path, self.shape, self.labels = path, data.shape[1:], labels
         self.points = data.double()
         self.log_weights = _log_weights(weights, data)
-        self.chunk_width = 2
-        start = path.moments(self.points[:1], torch.ones((), dtype=torch.float64, device=data.device))
-        self._sharp = bool((start.std == 0).any())
+        self.reference = _most_central(self.points.reshape(len(data), -1))
+        last = path.moments(self.points, torch.ones((), dtype=torch.float64, device=data.device))
+        self._sharp = bool((last.std == 0).any())
 
     @property
     def open_ends(self) -> dict[float, float | None]:
-        return {1.0: None} if self._sharp else {}
+        return _open_ends(self.path, self._sharp)
+
+    def chunk_width(self, times: int) -> int:
+        return 2 if times == 1 else max(2, self.shape.numel())
 
     def chunk(self, x: Tensor, t: Tensor, rows: slice) -> _Chunk:
         return _Points(self, x, t, rows)
 
 
 class _Points(_Chunk):
-    """Isotropic Gaussians: v_i = rate_i (x - mean_i) + drift_i, and g_i = (mean_i - x) / std_i^2."""
+    """Isotropic Gaussians: v_i = rate_i (x - mean_i) + drift_i, and g_i = precision_i (mean_i - x).
+
+    With y the offset of x from the mean of the reference component and n_i the step from there to mean_i,
+    dv_i = f_i + drate_i y with f_i = ddrift_i - rate_i n_i, and dg_i = precision_i n_i - dprecision_i y.
+    """
 
     def __init__(self, field: EmpiricalField, x: Tensor, t: Tensor, rows: slice) -> None:
         points = field.points[rows]
-        self.x, self.points = x, points.flatten(1) if points.ndim > 1 else points[:, None]
-        n, width = self.points.shape
-        mean, std, drift, std_rate = self._moments(field.path, points, t)
-        self.mean, self.drift = mean.reshape(-1, n, width), drift.reshape(-1, n, width)
-        self.precision = std.reshape(len(self.mean), -1).expand(-1, n) ** -2
-        self.rate = (std_rate / std).reshape(len(self.mean), -1).expand(-1, n)
-        self.squares = _square_distances(x, self.mean)
-        log_norm = 0.5 * width * (self.precision.log() - math.log(2 * math.pi))
-        self.log_prob = field.log_weights[rows] + log_norm - 0.5 * self.precision * self.squares
+        self.points = points.reshape(len(points), -1)
+        mean, self.precision, self.drift, self.rate = _isotropic(field.path, points, t)
+        mean_0, self.precision_0, self.drift_0, self.rate_0 = _isotropic(
+            field.path, field.points[field.reference], t
+        )
+        self.y, self.n = x - mean_0[:, 0], mean - mean_0
+        self.velocity_0 = self.rate_0 * self.y + self.drift_0[:, 0]
+        self.along = _inner(self.y, self.n)
+        self.squares = self.n.square().sum(2)
+        distances = (self.y.square().sum(1, keepdim=True) + self.squares - 2 * self.along).clamp_min(0)
+        log_norm = 0.5 * x.shape[1] * (self.precision.log() - math.log(2 * math.pi))
+        self.log_prob = field.log_weights[rows] + log_norm - 0.5 * self.precision * distances
 
-    @staticmethod
-    def _moments(path: AffinePath | GaussianPath, points: Tensor, t: Tensor) -> tuple[Tensor, ...]:
-        if len(t) == 1:
-            return tuple(path.moments(points, t[0]))
-        wide = points.expand(len(t), *points.shape)
-        at = path.moments(wide.flatten(0, 1), t.repeat_interleave(len(points)))
-        return tuple(value.reshape(len(t), -1) if value.numel() else value for value in at)
+    @cached_property
+    def f(self) -> Tensor:
+        return self.drift - self.drift_0 - self.rate[..., None] * self.n
 
     def velocity(self, w: Tensor) -> Tensor:
-        return self.x * _weigh(w, self.rate[..., None]) + _weigh(w, self.drift - self.rate[..., None] * self.mean)
+        return self._velocity_step(w) + w.sum(1, keepdim=True) * self.velocity_0
 
     def score(self, w: Tensor) -> Tensor:
-        precision = self.precision[..., None]
-        return _weigh(w, precision * self.mean) - self.x * _weigh(w, precision)
+        return self._score_step(w) - w.sum(1, keepdim=True) * self.precision_0 * self.y
 
     def data(self, w: Tensor) -> Tensor:
         return w @ self.points
 
     def divergence(self, w: Tensor) -> Tensor:
-        along = (self.mean * self.drift).sum(2) - _inner(self.x, self.drift)
-        inner = self.rate * (self.x.shape[1] - self.precision * self.squares) + self.precision * along
-        return (w * inner).sum(1, keepdim=True)
+        more_rate, more_precision = self.rate - self.rate_0, self.precision - self.precision_0
+        inner = self.precision * ((self.n * self.f).sum(2) + more_rate * self.along)
+        inner = inner - more_precision * (_inner(self.y, self.f) + more_rate * self.y.square().sum(1, keepdim=True))
+        inner = (w * (inner + self.y.shape[1] * self.rate)).sum(1, keepdim=True)
+        step = self._velocity_step(w)
+        return torch.cat([inner, self._score_step(w), step, step + w.sum(1, keepdim=True) * self.velocity_0], 1)
+
+    def _velocity_step(self, w: Tensor) -> Tensor:
+        return _weigh(w, self.f) + self.y * (w * (self.rate - self.rate_0)).sum(1, keepdim=True)
+
+    def _score_step(self, w: Tensor) -> Tensor:
+        more = (w * (self.precision - self.precision_0)).sum(1, keepdim=True)
+        return _weigh(w * self.precision, self.n) - self.y * more
 
 
 class GaussianMixtureField(_MixtureField):
@@ -290,13 +315,16 @@ class GaussianMixtureField(_MixtureField):
         self.means = means.double().reshape(len(means), -1)
         self.variances, self.axes = _principal(covs.double(), *self.means.shape)
         self.log_weights = _log_weights(weights, means)
-        self.chunk_width = self.means.shape[1]
+        self.reference = _most_central(self.means)
         sigma = path.schedule(torch.ones((), dtype=torch.float64)).sigma
         self._sharp = float(sigma) == 0 and float(self.variances.min()) <= 0
 
     @property
     def open_ends(self) -> dict[float, float | None]:
-        return {1.0: None} if self._sharp or 1.0 in self.path.open_ends else {}
+        return _open_ends(self.path, self._sharp)
+
+    def chunk_width(self, times: int) -> int:
+        return self.means.shape[1]
 
     def chunk(self, x: Tensor, t: Tensor, rows: slice) -> _Chunk:
         return _Gaussians(self, x, t, rows)
@@ -306,6 +334,7 @@ class _Gaussians(_Chunk):
     """Gaussians in their principal axes, where v_i = rate_i * y + drift_i with y the offset from the mean."""
 
     def __init__(self, field: GaussianMixtureField, x: Tensor, t: Tensor, rows: slice) -> None:
+        self.first = self if rows is field.reference else _Gaussians(field, x, t, field.reference)
         alpha, sigma, alpha_rate, sigma_rate = (value[:, None, None] for value in field.path.schedule(t))
         self.means, self.axes = field.means[rows], None if field.axes is None else field.axes[rows]
         own = field.variances[rows]
@@ -324,26 +353,50 @@ class _Gaussians(_Chunk):
         return rows if self.axes is None else torch.einsum("bke,kde->bkd", rows, self.axes)
 
     def velocity(self, w: Tensor) -> Tensor:
-        return _weigh(w, self._out_of(self.rate * self.offset) + self.drift)
+        return _weigh(w, self._velocities())
 
     def score(self, w: Tensor) -> Tensor:
-        return -_weigh(w, self._out_of(self.scaled))
+        return _weigh(w, self._scores())
 
     def data(self, w: Tensor) -> Tensor:
         return _weigh(w, self._out_of(self.pull * self.scaled) + self.means)
 
     def divergence(self, w: Tensor) -> Tensor:
-        score, velocity = -self._out_of(self.scaled), self._out_of(self.rate * self.offset) + self.drift
-        inner = self.rate.expand_as(self.offset).sum(2) + (score * velocity).sum(2)
-        return (w * inner).sum(1, keepdim=True)
+        velocity, score = self._velocities(), self._scores() - self.first._scores()
+        step = velocity - self.first._velocities()
+        inner = self.rate.expand_as(self.offset).sum(2) + (score * step).sum(2)
+        return _weigh(w, torch.cat([inner[..., None], score, step, velocity], 2))
+
+    def _velocities(self) -> Tensor:
+        return self._out_of(self.rate * self.offset) + self.drift
+
+    def _scores(self) -> Tensor:
+        return -self._out_of(self.scaled)
 
 
-def _square_distances(x: Tensor, mean: Tensor) -> Tensor:
-    """|x - mean|^2 ``(b, n)``; the squares are expanded around the means' centre, where they cancel least."""
-    centre = mean.mean(1, keepdim=True)
-    near, rows = x - centre[:, 0], mean - centre
-    squares = near.square().sum(1, keepdim=True) + rows.square().sum(2) - 2 * _inner(near, rows)
-    return squares.clamp_min(0)
+def _isotropic(path: AffinePath | GaussianPath, points: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+    """Mean, precision, drift and rate of n points: shapes ``(1 or b, n, D)`` and ``(1 or b, n)``, in turn."""
+    if len(t) == 1:
+        at = path.moments(points, t[0])
+    else:
+        wide = points.expand(len(t), *points.shape).flatten(0, 1)
+        at = path.moments(wide, t.repeat_interleave(len(points)))
+    rows, numbers = (len(t), len(points), -1), (len(t), -1)
+    precision, rate = at.std.reshape(numbers) ** -2, (at.std_rate / at.std).reshape(numbers)
+    each = (len(t), len(points))
+    return at.mean.reshape(rows), precision.expand(each), at.mean_rate.reshape(rows), rate.expand(each)
+
+
+def _most_central(rows: Tensor) -> slice:
+    """The row nearest to the mean of all: sums taken from there cancel least."""
+    first = int((rows - rows.mean(0)).square().sum(1).argmin())
+    return slice(first, first + 1)
+
+
+def _open_ends(path: AffinePath | GaussianPath, sharp: bool) -> dict[float, float | None]:
+    """The path's, and t = 1 where the law there is made of points; the last call before t = 1 is the last node's."""
+    ends = {end: None if end == 1.0 else path.inner_time(end) for end in path.open_ends}
+    return {**ends, 1.0: None} if sharp else ends
 
 
 def _inner(x: Tensor, rows: Tensor) -> Tensor:
@@ -363,7 +416,7 @@ def _principal(covs: Tensor, k: int, d: int) -> tuple[Tensor, Tensor | None]:
     if covs.ndim < 3:
         variances, axes = covs.reshape(k, -1).expand(k, d), None
     else:
-        if not torch.allclose(covs, covs.mT, rtol=1e-6, atol=0):
+        if float((covs - covs.mT).abs().max()) > 1e-6 * float(covs.abs().max()):
             raise ValueError("covs must be symmetric matrices")
         variances, axes = torch.linalg.eigh(covs)
     least = float((variances / variances.abs().amax(-1, keepdim=True).clamp_min(1e-300)).min())

@@ -5,11 +5,10 @@ Figures hold no global state: they are made without pyplot and drawn by whatever
 
 import itertools
 import math
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +17,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
+
+from pathline.files import replacing
 
 DATA = "#0072B2"
 SAMPLES = "#D55E00"
@@ -31,9 +32,9 @@ _LITERAL: dict[str, Any] = {"parse_math": False, "usetex": False}
 
 
 def samples_figure(
-    data: Tensor, samples: Tensor, columns: Sequence[str], shape: Sequence[int] | None = None
+    data: Tensor | None, samples: Tensor, columns: Sequence[str], shape: Sequence[int] | None = None
 ) -> Figure:
-    """Generated rows beside data: histograms, points, pairs of columns or pictures.
+    """Generated rows beside data, or alone: histograms, points, pairs of columns or pictures.
 
     One column: two histograms. Two: data and samples as points, side by side on the same axes. More: the
     first four columns against each other, both in one panel. With ``shape``: a grid of pictures each, on
@@ -42,7 +43,7 @@ def samples_figure(
     samples or fewer would more than double the span are those left out, and counted below.
 
     Args:
-        data: real rows, shape ``(n, d)``, or ``(n, *shape)``.
+        data: real rows, shape ``(n, d)``, or ``(n, *shape)``; ``None``: the samples alone.
         samples: generated rows, shape ``(m, d)``, or ``(m, *shape)``.
         columns: a name for each of the d columns; not used with ``shape``.
         shape: ``(h, w)`` or ``(c, h, w)`` where a row is a picture.
@@ -50,15 +51,15 @@ def samples_figure(
     Raises:
         ValueError: a shape does not fit, there are no rows, or one is not finite.
     """
+    given = [("data", data, DATA)] if data is not None else []
+    given = [*given, ("samples", samples, SAMPLES)]
     if shape is not None:
-        return _picture_figure(_pictures("data", data, shape), _pictures("samples", samples, shape))
+        return _picture_figure([_Rows(name, _pictures(name, rows, shape), colour) for name, rows, colour in given])
     names = [_short(name) for name in columns]
-    real, made = _table("data", data, len(names)), _table("samples", samples, len(names))
+    shown = [_Rows(name, _table(name, rows, len(names)), colour) for name, rows, colour in given]
     if len(names) == 1:
-        return _histogram_figure(real, made, names[0])
-    if len(names) == 2:
-        return _point_figure(real, made, names)
-    return _pair_figure(real, made, names)
+        return _histogram_figure(shown, names[0])
+    return _point_figure(shown, names) if len(names) == 2 else _pair_figure(shown, names)
 
 
 def save_figure(fig: Figure, path: Path | str, dpi: int = 150) -> None:
@@ -74,59 +75,62 @@ def save_figure(fig: Figure, path: Path | str, dpi: int = 150) -> None:
         raise ValueError(
             f"path must end in one of {', '.join(f'.{s}' for s in sorted(known))}, got {str(path)!r}"
         )
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph .* missing from")
-            fig.savefig(temporary, dpi=dpi, format=suffix)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        fig.savefig(temporary, dpi=dpi, format=suffix)
 
 
-def _histogram_figure(real: np.ndarray, made: np.ndarray, name: str) -> Figure:
+class _Rows(NamedTuple):
+    """Rows to draw, under their name and in their colour; the last of a list are the samples."""
+
+    name: str
+    values: np.ndarray
+    colour: str
+
+
+def _histogram_figure(shown: Sequence[_Rows], name: str) -> Figure:
     fig = _figure(5.2, 3.2)
     ax = fig.add_subplot()
-    span = _span(real[:, 0], made[:, 0])
-    _histograms(ax, real[:, 0], made[:, 0], span)
+    span = _span(shown, 0)
+    _histograms(ax, shown, 0, span)
     ax.set_xlabel(name, **_LITERAL)
     ax.set_ylabel("density")
     ax.legend(frameon=False, fontsize=9)
-    _say_beyond(fig, made, [span])
+    _say_beyond(fig, shown[-1].values, [span])
     return fig
 
 
-def _point_figure(real: np.ndarray, made: np.ndarray, names: Sequence[str]) -> Figure:
-    spans = [_span(real[:, i], made[:, i]) for i in range(2)]
+def _point_figure(shown: Sequence[_Rows], names: Sequence[str]) -> Figure:
+    spans = [_span(shown, i) for i in range(2)]
     aspect = _aspect(spans)
-    fig = _figure(0.9 + 2 * _PANEL * min(1, 1 / aspect), 0.9 + _PANEL * min(1, aspect))
-    axes = fig.subplots(1, 2, sharex=True, sharey=True)
-    for ax, title, rows, colour in zip(axes, ("data", "samples"), (real, made), (DATA, SAMPLES), strict=True):
-        shown = _thin(rows)
-        ax.scatter(shown[:, 0], shown[:, 1], color=colour, **_marks(len(shown)))
+    fig = _figure(0.9 + len(shown) * _PANEL * min(1, 1 / aspect), 0.9 + _PANEL * min(1, aspect))
+    axes = fig.subplots(1, len(shown), sharex=True, sharey=True, squeeze=False)[0]
+    for ax, (title, rows, colour) in zip(axes, shown, strict=True):
+        some = _thin(rows)
+        ax.scatter(some[:, 0], some[:, 1], color=colour, **_marks(len(some)))
         ax.set(xlim=spans[0], ylim=spans[1])
         ax.set_title(title, fontsize=10)
         ax.set_xlabel(names[0], **_LITERAL)
         ax.set_box_aspect(aspect)
         _plain(ax)
     axes[0].set_ylabel(names[1], **_LITERAL)
-    _say_beyond(fig, made, spans)
+    _say_beyond(fig, shown[-1].values, spans)
     return fig
 
 
-def _pair_figure(real: np.ndarray, made: np.ndarray, names: Sequence[str]) -> Figure:
+def _pair_figure(shown: Sequence[_Rows], names: Sequence[str]) -> Figure:
     k = min(_PAIRS, len(names))
     fig = _figure(1.9 * k + 0.5, 1.9 * k + 0.3)
-    spans = [_span(real[:, i], made[:, i]) for i in range(k)]
+    spans = [_span(shown, i) for i in range(k)]
     axes = fig.subplots(k, k, sharex="col", squeeze=False)
-    both, colour = _mixed(_thin(real), _thin(made))
+    both, colour = _mixed(shown)
     for i, j in itertools.product(range(k), repeat=2):
         ax: Axes = axes[i, j]
         if i < j:
             ax.set_axis_off()
             continue
         if i == j:
-            _histograms(ax, real[:, i], made[:, i], spans[i])
+            _histograms(ax, shown, i, spans[i])
             ax.spines["left"].set_visible(False)
             ax.set_yticks([])
         else:
@@ -140,19 +144,21 @@ def _pair_figure(real: np.ndarray, made: np.ndarray, names: Sequence[str]) -> Fi
             ax.set_xlabel(_short(names[j], 24), fontsize=9, **_LITERAL)
     fig.align_labels()
     title = f"first {k} of {len(names)} columns" if k < len(names) else None
-    axes[0, 1].legend(handles=_keys(), title=title, frameon=False, loc="center")
-    _say_beyond(fig, made[:, :k], spans)
+    axes[0, 1].legend(handles=_keys(shown), title=title, frameon=False, loc="center")
+    _say_beyond(fig, shown[-1].values[:, :k], spans)
     return fig
 
 
-def _picture_figure(real: np.ndarray, made: np.ndarray) -> Figure:
-    low, high = real.min(), real.max()
-    shown = min(_GRID**2, len(real), len(made))
-    across = math.ceil(math.sqrt(shown))
-    fig = _figure(7.2, 0.4 + 3.5 * math.ceil(shown / across) / across * real.shape[1] / real.shape[2])
+def _picture_figure(shown: Sequence[_Rows]) -> Figure:
+    scale = shown[0].values
+    low, high = scale.min(), scale.max()
+    count = min(_GRID**2, *(len(rows.values) for rows in shown))
+    across = math.ceil(math.sqrt(count))
+    ratio = scale.shape[1] / scale.shape[2]
+    fig = _figure(3.6 * len(shown), 0.4 + 3.5 * math.ceil(count / across) / across * ratio)
     fig.set_layout_engine("constrained", wspace=0.05)
-    for ax, title, rows in zip(fig.subplots(1, 2), ("data", "samples"), (real, made), strict=True):
-        tiles = _tile(((rows[:shown] - low) / max(high - low, 1e-12)).clip(0, 1), across)
+    for ax, (title, rows, _) in zip(fig.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        tiles = _tile(((rows[:count] - low) / max(high - low, 1e-12)).clip(0, 1), across)
         ax.imshow(tiles, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         ax.set_title(title, fontsize=10)
         ax.set_axis_off()
@@ -163,11 +169,12 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained", facecolor="white")
 
 
-def _histograms(ax: Axes, real: np.ndarray, made: np.ndarray, span: tuple[float, float]) -> None:
-    edges = _edges(real, span)
-    for values, label, style in ((real, "data", _FILLED), (made, "samples", _OUTLINE)):
+def _histograms(ax: Axes, shown: Sequence[_Rows], i: int, span: tuple[float, float]) -> None:
+    edges = _edges(shown[0].values[:, i], span)
+    for rows in shown:
+        values, style = rows.values[:, i], _FILLED if rows.name == "data" else _OUTLINE
         count = np.histogram(values, edges)[0]
-        ax.stairs(count / (len(values) * np.diff(edges)), edges, label=label, **style)
+        ax.stairs(count / (len(values) * np.diff(edges)), edges, label=rows.name, **style)
     ax.set_xlim(span)
     ax.set_ylim(bottom=0)
     _plain(ax, 5)
@@ -186,8 +193,9 @@ def _few_whole(real: np.ndarray) -> bool:
     return 0 < np.ptp(real) <= 50 and bool((real == real.round()).all())
 
 
-def _span(real: np.ndarray, made: np.ndarray) -> tuple[float, float]:
+def _span(shown: Sequence[_Rows], i: int) -> tuple[float, float]:
     """Axis limits and a margin: all but the samples, at most 1 in 100, that lie more than a span away."""
+    real, made = shown[0].values[:, i], shown[-1].values[:, i]
     low, high = np.quantile(made, [0.005, 0.995])
     low, high = min(real.min(), low), max(real.max(), high)
     near = made[np.abs(made - (low + high) / 2) <= 1.5 * (high - low)]
@@ -225,18 +233,16 @@ def _marks(n: int) -> dict[str, Any]:
     return {"s": min(14.0, max(3.0, 6000 / n)), "alpha": 0.6, "linewidths": 0, "rasterized": True}
 
 
-def _mixed(real: np.ndarray, made: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both in one shuffled list with their colours, so that neither covers the other."""
-    colour = np.repeat([to_rgb(DATA), to_rgb(SAMPLES)], [len(real), len(made)], axis=0)
+def _mixed(shown: Sequence[_Rows]) -> tuple[np.ndarray, np.ndarray]:
+    """All rows in one shuffled list with their colours, so that none covers another."""
+    thinned = [_thin(rows.values) for rows in shown]
+    colour = np.repeat([to_rgb(rows.colour) for rows in shown], [len(rows) for rows in thinned], axis=0)
     order = np.random.default_rng(0).permutation(len(colour))
-    return np.concatenate([real, made])[order], colour[order]
+    return np.concatenate(thinned)[order], colour[order]
 
 
-def _keys() -> list[Line2D]:
-    return [
-        Line2D([], [], color=colour, marker="o", linestyle="", label=label)
-        for colour, label in ((DATA, "data"), (SAMPLES, "samples"))
-    ]
+def _keys(shown: Sequence[_Rows]) -> list[Line2D]:
+    return [Line2D([], [], color=rows.colour, marker="o", linestyle="", label=rows.name) for rows in shown]
 
 
 def _thin(rows: np.ndarray) -> np.ndarray:

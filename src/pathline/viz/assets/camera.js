@@ -63,7 +63,8 @@ class Camera {
     const view = (distance) => {
       const [x, y] = [0, 1].map((i) => points.map((p) => FOCAL * p[i] / (distance - p[2])));
       const [top, bottom] = [Math.max(...y), Math.min(...y)];
-      return { inside: Math.max(...x) <= 1 - margin[0] && (top - bottom) / 2 <= 1 - margin[1], rise: (top + bottom) / 2 };
+      const inside = Math.max(...x) <= 1 - margin[0] && (top - bottom) / 2 <= 1 - margin[1];
+      return { inside, rise: (top + bottom) / 2 };
     };
     let [low, high] = [2, 200];
     for (let k = 0; k < 24; k++) {
@@ -80,7 +81,8 @@ class Camera {
     const [x, y, z] = size.map((v) => v / 2);
     if (this.flat) return [[-x, -y, 0], [x, y, 0], [-x, y, 0], [x, -y, 0]];
     const radius = Math.hypot(x, y);
-    const ring = (r, h) => Array.from({ length: 16 }, (_, k) => [r * Math.cos(k * Math.PI / 8), r * Math.sin(k * Math.PI / 8), h]);
+    const angles = Array.from({ length: 24 }, (_, k) => k * Math.PI / 12);
+    const ring = (r, h) => angles.map((angle) => [r * Math.cos(angle), r * Math.sin(angle), h]);
     return [...ring(radius, -z), ...ring(0.5 * radius, z)];
   }
 }

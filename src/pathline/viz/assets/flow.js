@@ -147,8 +147,8 @@ class Flow {
     document.addEventListener("keydown", (event) => {
       if (event.ctrlKey || event.metaKey || event.altKey) return;
       const { target } = event;
-      const taken = target.tagName === "BUTTON" ? event.key === " " : target === slider && event.key.startsWith("Arrow");
-      if (taken) return;
+      if (target.tagName === "BUTTON" && event.key === " ") return;
+      if (target === slider && event.key.startsWith("Arrow")) return;
       if (event.key === " ") this.play(!this.playing);
       else if (!this.scene.key(event.key)) return;
       event.preventDefault();

@@ -92,7 +92,7 @@ class Scene {
   // Slow machines draw fewer pixels while the picture moves, and more of them once it rests.
   pace(elapsed) {
     this.seconds = elapsed ? 0.92 * (this.seconds ?? 0.016) + 0.08 * elapsed : undefined;
-    if (!(this.seconds > 0.04) || this.quality < 0.7) return;
+    if (!(this.seconds > 0.034) || this.quality < 0.7) return;
     this.quality *= 0.8;
     this.seconds = 0.016;
   }
@@ -114,7 +114,7 @@ class Scene {
     this.matrix = this.camera.matrix(this.size, width / height, margin);
     this.placeAxes(width, height);
     const { right, up, back } = this.camera.axes();
-    const light = unit(right.map((v, i) => -0.55 * v + 0.5 * up[i] + 0.25 * back[i]).map((v, i) => v + (i === 2 ? 0.7 : 0)));
+    const light = unit([0, 0, 0.7].map((v, i) => v - 0.55 * right[i] + 0.5 * up[i] + 0.25 * back[i]));
     this.renderer.draw(this.layers, {
       width: w, height: h, camera: this.matrix, distance: this.camera.distance, size: this.size, theme: this.theme,
       light, view: back, pixel, scale: Math.sqrt(this.camera.zoom) * clamp(Math.min(width, height) / 640, 0.6, 1.6),

@@ -1,7 +1,7 @@
 "use strict";
 
 // Heights between which a surface goes from clear to opaque.
-const FADE = [0.004, 0.1];
+const FADE = [0.012, 0.11];
 
 const SURFACE_VERTEX = `#version 300 es
 uniform mat4 camera;
@@ -218,7 +218,8 @@ class WebglRenderer {
 function drawnBySoftware(gl) {
   const masked = gl.getParameter(gl.RENDERER);
   const info = masked === "WebKit WebGL" && gl.getExtension("WEBGL_debug_renderer_info");
-  return /swiftshader|llvmpipe|software|basic render/i.test(info ? gl.getParameter(info.UNMASKED_RENDERER_WEBGL) : masked);
+  const name = info ? gl.getParameter(info.UNMASKED_RENDERER_WEBGL) : masked;
+  return /swiftshader|llvmpipe|software|basic render/i.test(name);
 }
 
 // Two triangles for each cell that rises high enough to be seen.
