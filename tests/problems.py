@@ -3,13 +3,15 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import get_args
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pathline import schedules
-from pathline.paths import AffinePath, GaussianPath
+from pathline.fields import EmpiricalField
+from pathline.paths import AffinePath, GaussianPath, Prediction
 from pathline.schedules import Schedule
 from pathline.sources import StandardNormal
 
@@ -27,6 +29,8 @@ DTYPES = [torch.float32, torch.float64]
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
+PREDICTIONS: tuple[Prediction, ...] = get_args(Prediction)
+every_prediction = pytest.mark.parametrize("predicts", PREDICTIONS)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"])
 
 
@@ -168,3 +172,22 @@ def by_softmax(
         "score": mean(path.score),
         "posterior_mean": mean(lambda x, x1, t: x1),
     }
+
+
+class Answers(nn.Module):
+    """A network that has learnt one of the four predictions of an exact field on an affine path perfectly."""
+
+    def __init__(self, exact: EmpiricalField, predicts: Prediction) -> None:
+        super().__init__()
+        self.exact, self.predicts = exact, predicts
+
+    def forward(self, x: Tensor, t: Tensor, /) -> Tensor:
+        if self.predicts == "velocity":
+            return self.exact(x, t)
+        if self.predicts == "score":
+            return self.exact.score(x, t)
+        data = self.exact.posterior_mean(x.double(), t)
+        if self.predicts == "noise":
+            curve = self.exact.path.schedule(t.double())
+            data = (x.double() - columns(curve.alpha, x) * data) / columns(curve.sigma, x)
+        return data.to(x.dtype)

@@ -64,7 +64,7 @@ def log_prob(
         field: ``field(x, t, **cond)``.
         x1: the rows, any state shape.
         source: p_0; a standard normal by default.
-        grid: increasing nodes from 0 to ``begin``; by default 32 equal steps.
+        grid: increasing nodes from 0 to ``begin``; by default 16 equal steps.
         solver: a method of `pathline.solvers`.
         probes: number of Hutchinson probes; ``None`` is the exact trace.
         begin: the time at which the rows live; below 1 for a field that has no value there.
@@ -82,7 +82,7 @@ def log_prob(
         raise ValueError(f"begin must not be {begin:g}, where this field has no value: name a time below it")
     if probes is not None and probes < 1:
         raise ValueError(f"probes must be at least 1, got {probes}")
-    nodes = check_grid(uniform(32, 0.0, begin) if grid is None else grid)
+    nodes = check_grid(uniform(16, 0.0, begin) if grid is None else grid)
     if nodes[0] != 0 or nodes[-1] != begin:
         raise ValueError(f"grid must run from 0 to begin = {begin:g}, got {nodes[0]:.6g} to {nodes[-1]:.6g}")
     augmented = _Augmented(field, x1, _divergence(field, x1, probes, generator), probes or 1)

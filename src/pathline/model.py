@@ -1,7 +1,6 @@
 """Model: what training leaves behind. It samples, scores, and is one safetensors file."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,20 +8,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pathline import nets, schedules, solvers, typing
 from pathline.fields import ParametrizedField
-from pathline.files import replacing
+from pathline.files import read_tensors, write_tensors
 from pathline.likelihood import log_prob
 from pathline.paths import AffinePath
 from pathline.sources import StandardNormal
 from pathline.transforms import ConditionTransform, Identity, TableTransform
 
 FILE = "model.safetensors"
+FORMAT = 1
 _KEY = "pathline"
+_ABOUT = ("net", "predicts", "schedule", "shape", "transform", "condition", "preset", "about")
 _NUMBERS = 2**21
 
 
@@ -91,13 +90,15 @@ class Model:
             generator: for the source and the conditions.
 
         Raises:
-            ValueError: neither or both of n and x0, n below 1, an nfe that the solver can't spend.
+            ValueError: neither or both of n and x0, n below 1, an nfe that the solver can't spend, conditions that
+                are missing or not one for each row.
         """
         x0 = self._starts(n, x0, generator)
         cond = self._conditions(len(x0), generator) if cond is None else cond
+        self._check_cond(cond, len(x0))
         solver = solvers.NAMED[self.preset.solver]
         calls = self.preset.nfe if nfe is None else nfe
-        grid = solvers.grid_for(calls, solver, self.field) if calls else torch.tensor([0.0, 1.0])
+        grid = torch.tensor([0.0, 1.0]) if calls is None else solvers.grid_for(calls, solver, self.field)
         rows = max(1, _NUMBERS // max(1, x0[0].numel()) // 16)
         parts = []
         for first in range(0, len(x0), rows):
@@ -125,11 +126,13 @@ class Model:
             generator: for dequantisation and probes.
 
         Raises:
-            ValueError: a conditional model without conditions; rows of the wrong shape.
+            ValueError: a conditional model without conditions, or not one for each row; no rows, or rows of the wrong
+                shape; draws below 1.
         """
-        if cond is None and self.condition is not None:
-            raise ValueError(f"cond is needed: this model is conditional on {self.condition.name}")
+        if x.ndim == 0 or len(x) == 0 or draws < 1:
+            raise ValueError(f"x must have at least one row and draws be at least 1, got {tuple(x.shape)} and {draws}")
         cond = cond or {}
+        self._check_cond(cond, len(x))
         rows = max(1, _NUMBERS // max(1, int(np.prod(self.shape))) // 64)
         parts = []
         for first in range(0, len(x), rows):
@@ -145,7 +148,7 @@ class Model:
             ValueError: the file cannot be written.
         """
         about = {
-            "format": 1,
+            "format": FORMAT,
             "net": self._net_config(),
             "predicts": getattr(self.field, "predicts", None),
             "schedule": self._schedule_config(),
@@ -155,9 +158,7 @@ class Model:
             "preset": asdict(self.preset),
             "about": dict(self.about),
         }
-        tensors = {key: value.detach().contiguous().cpu() for key, value in self.field.state_dict().items()}
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata={_KEY: json.dumps(about, sort_keys=True)})
+        write_tensors(path, self.field.state_dict(), _KEY, about)
 
     def _starts(self, n: int | None, x0: Tensor | None, generator: torch.Generator | None) -> Tensor:
         if (n is None) == (x0 is None):
@@ -168,8 +169,8 @@ class Model:
                 raise ValueError(f"n must be at least 1, got {n}")
             device = weight.device if generator is None else generator.device
             return self.path.source.sample((n, *self.shape), generator, weight.dtype, device).to(weight.device)
-        if tuple(x0.shape[1:]) != self.shape:
-            raise ValueError(f"x0 must have rows of shape {self.shape}, got {tuple(x0.shape)}")
+        if len(x0) == 0 or tuple(x0.shape[1:]) != self.shape:
+            raise ValueError(f"x0 must be rows of shape {self.shape}, at least one, got {tuple(x0.shape)}")
         return x0.to(weight)
 
     def _conditions(self, n: int, generator: torch.Generator | None) -> dict[str, Tensor]:
@@ -178,10 +179,19 @@ class Model:
         encoded = self.condition.encode(self.condition.draw(n, generator))
         return {"condition": encoded.to(next(self.field.parameters()))}
 
+    def _check_cond(self, cond: Mapping[str, Tensor], n: int) -> None:
+        if self.condition is not None and "condition" not in cond:
+            raise ValueError(f"cond must hold condition: this model is conditional on {self.condition.name}")
+        for name, value in cond.items():
+            if len(value) != n:
+                raise ValueError(f"cond must have one entry for each of {n} rows, got {len(value)} of {name}")
+
     def _log_prob(
         self, x: Tensor, cond: Mapping[str, Tensor], probes: int | None, generator: torch.Generator | None
     ) -> Tensor:
         z, log_abs_det = self.transform.forward(x, generator)
+        if tuple(z.shape[1:]) != self.shape:
+            raise ValueError(f"x must have rows of shape {self.shape}, got {tuple(x.shape)}")
         weight = next(self.field.parameters(), z)
         with torch.no_grad():
             begin = getattr(self.field, "open_ends", {}).get(1.0, 1.0)
@@ -193,15 +203,15 @@ class Model:
                 probes=probes,
                 with_error=False,
                 cond=cond,
-                generator=generator,
+                generator=_generator_on(weight.device, generator),
             )
         return result.value.to(log_abs_det) + log_abs_det
 
     def _net_config(self) -> dict[str, Any] | None:
-        net = getattr(self.field, "net", None)
-        if type(net) in nets.SHIPPED.values() and net is not None:
-            return {"kind": type(net).__name__, **net.config}
-        return None
+        net = self.field.net if isinstance(self.field, ParametrizedField) else self.field
+        if type(net) not in nets.SHIPPED.values():
+            return None
+        return {"kind": type(net).__name__, **net.config}  # pyright: ignore[reportGeneralTypeIssues]
 
     def _schedule_config(self) -> dict[str, Any] | None:
         path = self.path
@@ -230,7 +240,7 @@ def load(
     file = Path(where) / FILE if Path(where).is_dir() else Path(where)
     about, tensors = _read(file)
     flow = path or _flow_path(file, about)
-    own = net or _net(file, about)
+    own = net or _net(file, about).to(next(iter(tensors.values())).dtype)
     predicts = about["predicts"]
     field: nn.Module = ParametrizedField(own, flow, predicts) if isinstance(flow, AffinePath) and predicts else own
     try:
@@ -248,17 +258,12 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not file.exists():
         raise ValueError(f"{file}: no model there; give the directory of a finished `pathline train` run")
     try:
-        with safe_open(file, framework="pt") as handle:
-            metadata = handle.metadata() or {}
-            tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file}: is no complete safetensors file ({error}); train or copy the model again") from error
-    try:
-        about = json.loads(metadata[_KEY])
-        if about["format"] != 1:
-            raise ValueError(f"{file}: format {about['format']} is newer than this version of pathline reads")
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{file}: was not written by pathline; give a model that was") from error
+        about, tensors = read_tensors(file, _KEY)
+    except ValueError as error:
+        raise ValueError(f"{error}; train the model or copy it again") from error
+    if not isinstance(about, dict) or about.get("format") != FORMAT or not set(_ABOUT) <= set(about):
+        what = about.get("format") if isinstance(about, dict) else None
+        raise ValueError(f"{file}: is of format {what!r}, this version of pathline reads format {FORMAT}; train again")
     return about, tensors
 
 
@@ -272,4 +277,15 @@ def _net(file: Path, about: Mapping[str, Any]) -> nn.Module:
     if about["net"] is None:
         raise ValueError(f"{file}: holds a network of its own kind; pass it as load(..., net=...)")
     options = dict(about["net"])
-    return nets.SHIPPED[options.pop("kind")](**options)
+    kind = options.pop("kind")
+    if kind not in nets.SHIPPED:
+        raise ValueError(f"{file}: holds a {kind}, which this version of pathline does not have; pass it as load(net=...)")
+    return nets.SHIPPED[kind](**options)
+
+
+def _generator_on(device: torch.device, generator: torch.Generator | None) -> torch.Generator | None:
+    """The generator itself, or one seeded by it where it lives on another device."""
+    if generator is None or generator.device.type == device.type:
+        return generator
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    return torch.Generator(device).manual_seed(seed)

@@ -6,7 +6,7 @@ An objective never pairs anything itself: source points come with the batch, or 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float
@@ -119,6 +119,8 @@ class FlowMatching:
         x1 = batch.x1
         if x1.ndim == 0 or len(x1) == 0 or not x1.is_floating_point():
             raise ValueError(f"x1 must be a batch of floating-point rows, got shape {tuple(x1.shape)}, {x1.dtype}")
+        if self.predicts not in get_args(Prediction):
+            raise ValueError(f"predicts must be one of {', '.join(get_args(Prediction))}, got {self.predicts!r}")
         t = self.times(len(x1), generator, torch.promote_types(x1.dtype, torch.float32), x1.device)
         low, high = self.time_range
         if (low, high) != (0.0, 1.0):

@@ -155,7 +155,7 @@ def test_save_replaces_the_file_whole(suffix: str, tmp_path: Path, monkeypatch: 
         raise OSError("disk full")
 
     monkeypatch.setattr(fig, "savefig", stop)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(ValueError, match="disk full"):
         save_figure(fig, path)
     assert path.read_bytes() == first
     assert list(tmp_path.iterdir()) == [path]

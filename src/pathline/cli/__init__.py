@@ -1,5 +1,6 @@
 """The command line: one file a verb, and every error one line."""
 
+import difflib
 import sys
 from collections.abc import Callable, Sequence
 
@@ -16,10 +17,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(words)
+    except SystemExit as stop:
+        return int(stop.code or 0)
     except KeyboardInterrupt as stop:
         print(f"pathline: {stop or 'interrupted'}", file=sys.stderr)
         return 130
-    except (ValueError, TypeError, RuntimeError, OSError) as error:
+    except (ValueError, TypeError, RuntimeError, OSError, ArithmeticError, MemoryError) as error:
         print(f"pathline: {_one_line(error)}", file=sys.stderr)
         return 2
 
@@ -46,7 +49,9 @@ def _verb(name: str) -> Callable[[Sequence[str]], int]:
     elif name == "evaluate":
         from pathline.cli.evaluate import run
     else:
-        raise ValueError(f"no command {name!r}; there are {', '.join(VERBS)} (see pathline --help)")
+        close = difflib.get_close_matches(name, (*VERBS, "--version", "--help"), n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(VERBS)}"
+        raise ValueError(f"no command {name!r}; {hint} (see pathline --help)")
     return run
 
 

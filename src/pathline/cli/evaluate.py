@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated
 
 import torch
 import tyro
 
-from pathline.cli.folder import dataset_of, load_run, read_rows
-from pathline.cli.options import parse
+from pathline.cli.folder import dataset_of, load_run, plain, read_rows
+from pathline.cli.options import check_seed, parse
 from pathline.cli.table import measures_table
 from pathline.evaluation import evaluate
 from pathline.metrics import Measure
@@ -33,10 +33,11 @@ class EvaluateOptions:
 
 def run(argv: Sequence[str]) -> int:
     options = parse(EvaluateOptions, "evaluate", argv)
+    check_seed(options.seed)
     model = load_run(options.directory)
     measures = _measures(model, options.data, options.seed)
     if options.json:
-        print(json.dumps({name: asdict(measure) for name, measure in measures.items()}, sort_keys=True))
+        print(json.dumps(plain(measures), sort_keys=True))
     else:
         print(measures_table(measures))
     return 0

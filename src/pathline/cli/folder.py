@@ -1,8 +1,9 @@
 """A run's directory: what lies in it, who may write to it, and what it was trained on."""
 
 import json
+import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,8 +20,26 @@ from pathline.metrics import Measure
 from pathline.model import FILE, Model, load
 from pathline.train.config import Config
 from pathline.train.dataset import Dataset, Split, open_dataset
+from pathline.transforms import Identity
 
+LOCK = ".lock"
 KNOWN = (FILE, "metrics.json", "log.jsonl", "samples.png", "flow.html", "config.json", "state.safetensors")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run was started with: all that ``config.json`` holds.
+
+    Attributes:
+        config: every choice, data: the file or toy, fingerprint: of the file.
+        device, threads: where it trains; other ones give other bits.
+    """
+
+    config: Config
+    data: str
+    fingerprint: str | None
+    device: str
+    threads: int
 
 
 @dataclass(frozen=True)
@@ -34,14 +53,17 @@ class Folder:
         return self.path / "state.safetensors"
 
     def prepare(self, force: bool) -> None:
-        """Makes the directory, or empties it of an earlier run's files under ``force``.
+        """Makes the directory, or sees that ``force`` may clear it.
 
         Raises:
-            ValueError: it is in use, holds anything and ``force`` is not given, or cannot be made.
+            ValueError: it is in use, holds anything and ``force`` is not given, holds files of the names of a run that
+                no run wrote, or cannot be made.
         """
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{self.path}: is a file; name a directory for --out")
         held = sorted(item.name for item in self.path.iterdir()) if self.path.exists() else []
+        held = [name for name in held if not name.startswith(".")]
+        self._check_free()
         if held and not force:
             if "config.json" in held and FILE not in held:
                 raise ValueError(
@@ -49,6 +71,9 @@ class Folder:
                     "or pass --force to start anew"
                 )
             raise ValueError(f"{self.path}: exists and is not empty; pass --force to replace the run in it")
+        foreign = sorted({*held} & {*KNOWN})
+        if foreign and not self._holds_run():
+            raise ValueError(f"{self.path}: {foreign[0]} there is of no run of pathline's; choose another --out")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -57,7 +82,8 @@ class Folder:
     def clear(self) -> None:
         """Removes an earlier run's files, and no others."""
         for name in KNOWN:
-            (self.path / name).unlink(missing_ok=True)
+            for left in (self.path / name, *self.path.glob(f".{name}.*")):
+                left.unlink(missing_ok=True)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -66,13 +92,8 @@ class Folder:
         Raises:
             ValueError: a live process holds it, or the directory cannot be written to.
         """
-        lock = self.path / ".lock"
-        try:
-            owner = int(lock.read_text()) if lock.exists() else 0
-        except ValueError:
-            owner = 0
-        if owner and owner != os.getpid() and _alive(owner):
-            raise ValueError(f"{self.path}: process {owner} is training there; wait for it or choose another --out")
+        self._check_free()
+        lock = self.path / LOCK
         with replacing(lock) as temporary:
             temporary.write_text(str(os.getpid()))
         try:
@@ -80,27 +101,64 @@ class Folder:
         finally:
             lock.unlink(missing_ok=True)
 
-    def write_json(self, name: str, values: Any) -> None:
-        with replacing(self.path / name) as temporary:
-            temporary.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+    def write_plan(self, plan: Plan) -> None:
+        self._write_json("config.json", {**vars(plan), "config": plan.config.to_dict()})
 
-    def write_metrics(self, measures: Mapping[str, Measure]) -> None:
-        self.write_json("metrics.json", {name: asdict(measure) for name, measure in measures.items()})
-
-    def read_config(self) -> tuple[Config, str]:
-        """The config of the run and the name or file of its data.
+    def read_plan(self) -> Plan:
+        """What the run was started with.
 
         Raises:
             ValueError: there is no run, or its config is not one.
         """
         file = self.path / "config.json"
         if not file.exists():
-            raise ValueError(f"{self.path}: holds no run to resume")
+            raise ValueError(f"{self.path}: holds no run to resume; start one with `pathline train DATA --out DIR`")
         values = read_json(file)
         try:
-            return Config.from_dict(values["config"]), str(values["data"])
+            return Plan(**{**values, "config": Config.from_dict(values["config"])})
         except (KeyError, TypeError) as error:
             raise ValueError(f"{file}: is not the config of a run; start the run again") from error
+
+    def write_metrics(self, measures: Mapping[str, Measure]) -> None:
+        self._write_json("metrics.json", plain(measures))
+
+    def measured_steps(self) -> int:
+        """The steps of the run that ``metrics.json`` tells of, 0 where there is none."""
+        try:
+            return int(read_json(self.path / "metrics.json")["training_steps"]["value"])
+        except (ValueError, TypeError, KeyError):
+            return 0
+
+    def _write_json(self, name: str, values: Any) -> None:
+        with replacing(self.path / name) as temporary:
+            temporary.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+
+    def _check_free(self) -> None:
+        lock = self.path / LOCK
+        try:
+            owner = int(lock.read_text()) if lock.exists() else 0
+        except ValueError:
+            owner = 0
+        if owner and owner != os.getpid() and _alive(owner):
+            raise ValueError(
+                f"{self.path}: process {owner} is training there; wait for it or choose another --out "
+                f"(if it is no training run, delete {lock})"
+            )
+
+    def _holds_run(self) -> bool:
+        try:
+            values = read_json(self.path / "config.json")
+        except ValueError:
+            return False
+        return isinstance(values, dict) and {"config", "data"} <= set(values)
+
+
+def plain(measures: Mapping[str, Measure]) -> dict[str, dict[str, float | None]]:
+    """Measures as JSON values; JSON has no infinity, so that what is not finite is null."""
+    return {
+        name: {key: value if value is None or math.isfinite(value) else None for key, value in asdict(measure).items()}
+        for name, measure in measures.items()
+    }
 
 
 def read_json(file: Path) -> Any:
@@ -152,30 +210,62 @@ def dataset_of(model: Model) -> Dataset:
     return dataset
 
 
+def columns_of(model: Model) -> dict[str, str]:
+    """NumPy dtype by column; a model that was trained on bare tensors has the columns ``x0, x1, ...``."""
+    known = model.about.get("dtypes")
+    return known or {f"x{i}": "float32" for i in range(math.prod(model.shape))}
+
+
+def row_shape(model: Model) -> tuple[int, ...] | None:
+    """Shape of a row of the user's array, where it has more than one axis."""
+    shape = model.about.get("shape") or model.shape
+    return tuple(shape) if len(shape) > 1 else None
+
+
 def read_rows(file: str, model: Model) -> Split:
     """The model's columns of a file: by name, or by position in an array.
 
     Raises:
         ValueError: columns are missing, or the file can't be used.
     """
-    names = list(model.about.get("dtypes", {}))
+    names = list(columns_of(model))
     condition = model.condition.name if model.condition else None
-    if Path(file).suffix in (".npy", ".npz"):
+    try:
+        table = read_table(file, columns=names, condition=condition, min_rows=1)
+    except ValueError:
+        if Path(file).suffix.lower() not in (".npy", ".npz"):
+            raise
         table = read_table(file, condition=condition, min_rows=1)
         if len(table.columns) != len(names):
-            raise ValueError(f"{file}: has {len(table.columns)} columns, the model has {len(names)}")
-    else:
-        table = read_table(file, columns=names, condition=condition, min_rows=1)
+            held = f"has {len(table.columns)} columns, the model has {len(names)}"
+            raise ValueError(f"{file}: {held} ({', '.join(names[:20])}); give an array of these columns") from None
     values = table.frame[condition].to_numpy() if condition else None
-    return Split(torch.from_numpy(table.rows), values)
+    rows = torch.from_numpy(table.rows)
+    return Split(rows.reshape(-1, *model.shape) if isinstance(model.transform, Identity) else rows, values)
 
 
 def as_frame(model: Model, rows: Tensor, condition: np.ndarray | None) -> pd.DataFrame:
     """Rows in the user's units with their names, dtypes and condition."""
-    frame = restore(rows.numpy(), model.about["dtypes"])
+    frame = restore(rows.reshape(len(rows), -1).numpy(), columns_of(model))
     if model.condition is not None and condition is not None:
         frame[model.condition.name] = condition
     return frame
+
+
+def check_out(out: Path, force: bool, suffixes: Sequence[str]) -> None:
+    """Looks at the file to write before anything is computed.
+
+    Raises:
+        ValueError: its suffix is unknown, its folder is missing, or it exists and ``force`` is not given.
+    """
+    if out.suffix.lower() not in suffixes:
+        raise ValueError(f"{out}: --out must end in one of {', '.join(suffixes)}, got {out.suffix!r}")
+    if out.is_dir():
+        raise ValueError(f"{out}: is a directory; name a file in it")
+    if not out.parent.is_dir():
+        raise ValueError(f"{out}: there is no directory {out.parent}; make it first")
+    if out.exists() and not force:
+        raise ValueError(f"{out}: exists; pass --force to replace it")
 
 
 def _alive(process: int) -> bool:

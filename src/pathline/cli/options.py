@@ -1,12 +1,16 @@
 """Options from dataclasses by tyro, with its boxed errors folded to one line."""
 
 import contextlib
+import dataclasses
+import difflib
 import io
 import re
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
+
+from pathline.train.recipe import Recipe
 
 Options = TypeVar("Options")
 
@@ -25,12 +29,34 @@ def parse(kind: type[Options], verb: str, argv: Sequence[str]) -> Options:
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise ValueError(_folded(said.getvalue(), verb)) from stop
+        raise ValueError(f"{_folded(said.getvalue(), kind)} (see pathline {verb} --help)") from stop
 
 
-def _folded(text: str, verb: str) -> str:
+def check_seed(seed: int) -> None:
+    """Raises ValueError where a seed is out of range."""
+    Recipe(seed=seed).check()
+
+
+def _folded(text: str, kind: Any) -> str:
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
-    words = " ".join(re.sub(r"[│╭╮╰╯─]+", " ", plain).split())
-    said = re.split(r"For full helptext|Argument helptext", words)[0]
-    said = re.sub(r"^(Parsing error|Value error|Missing argument|Required options) ", "", said.strip())
-    return f"{said or 'bad options'} (see pathline {verb} --help)"
+    words = " ".join(re.sub(r"[│╭╮╰╯─]+|-{5,}", " ", plain).split())
+    said = re.split(r"For full helptext|Argument helptext", words)[0].strip()
+    if found := re.search(r"Unrecognized options: ([^\s,=]+)", said):
+        return _unknown(found[1], kind)
+    if found := re.search(r"Error parsing (--\S+):.*?(INT|FLOAT|float|int).*'(.*?)'", said):
+        number = "a whole number" if found[2] in ("INT", "int") else "a number"
+        return f"{found[1]} must be {number}, got {found[3]!r}"
+    if found := re.search(r"Missing value for argument '(\S+)'", said):
+        return f"{found[1]} needs a value"
+    if found := re.search(r"Missing from [\w ]+: (.*)", said):
+        missing = [item.split()[0] for item in found[1].split("(required)") if item.strip()]
+        return f"{' and '.join(missing)} must be given"
+    return said or "bad options"
+
+
+def _unknown(name: str, kind: Any) -> str:
+    if not name.startswith("-"):
+        return f"{name!r} is one word too many"
+    known = [f"--{field.name.strip('_').replace('_', '-')}" for field in dataclasses.fields(kind)]
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"no option {name}" + (f"; did you mean {close[0]}?" if close else "")

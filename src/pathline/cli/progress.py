@@ -1,13 +1,14 @@
 """How a run shows that it lives: a bar on a terminal, plain lines elsewhere, and ``log.jsonl``."""
 
 import json
+import math
 import sys
 import time
 from pathlib import Path
-from typing import TextIO
 
 from tqdm import tqdm
 
+from pathline.files import replacing
 from pathline.train import Step
 
 LINES = 10
@@ -19,16 +20,21 @@ class Progress:
 
     Attributes:
         dim: numbers in a row; losses are shown per dimension.
+        first: steps that were finished before; what the log holds beyond them is dropped.
     """
 
     def __init__(self, log: Path, dim: int, first: int) -> None:
         self.log, self.dim, self.first = log, dim, first
         self.bar: tqdm | None = None
-        self.file: TextIO | None = None
+        self.before = _kept(log, first)
         self.started = time.perf_counter()
 
+    @property
+    def seconds(self) -> float:
+        """Seconds of training, those before a resume included."""
+        return self.before + time.perf_counter() - self.started
+
     def __enter__(self) -> "Progress":
-        self.file = self.log.open("a")
         if sys.stderr.isatty():
             self.bar = tqdm(initial=self.first, unit="step", desc="training", file=sys.stderr)
         return self
@@ -36,8 +42,6 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         if self.bar is not None:
             self.bar.close()
-        if self.file is not None:
-            self.file.close()
 
     def __call__(self, step: Step) -> None:
         if self.bar is not None:
@@ -48,15 +52,38 @@ class Progress:
         if step.step % every and not last:
             return
         loss = float(step.loss) / self.dim
-        seconds = time.perf_counter() - self.started
-        rate = (step.step - self.first) / max(seconds, 1e-9)
-        if self.file is not None:
-            record = {"step": step.step, "loss_per_dim": loss, "seconds": round(seconds, 3)}
-            self.file.write(json.dumps(record) + "\n")
-            self.file.flush()
+        self._record(step.step, loss)
         if self.bar is not None:
             self.bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
         elif step.step % max(1, step.steps // LINES) < every or last:
+            rate = (step.step - self.first) / max(self.seconds - self.before, 1e-9)
             left = (step.steps - step.step) / max(rate, 1e-9)
             line = f"step {step.step}/{step.steps}  loss {loss:.4f}  {rate:.0f} steps/s  {left:.0f} s left"
             print(line, file=sys.stderr, flush=True)
+
+    def _record(self, step: int, loss: float) -> None:
+        known = loss if math.isfinite(loss) else None
+        record = {"step": step, "loss_per_dim": known, "seconds": round(self.seconds, 3)}
+        try:
+            with self.log.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise ValueError(f"{self.log}: cannot be written ({error.strerror}); make room, then go on") from error
+
+
+def _kept(log: Path, first: int) -> float:
+    """Drops what a log holds beyond a step, a torn line too; returns the seconds of the last record that stays."""
+    if not log.exists():
+        return 0.0
+    kept = []
+    for line in log.read_text().splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            break
+        if record["step"] > first:
+            break
+        kept.append(record)
+    with replacing(log) as temporary:
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    return kept[-1]["seconds"] if kept else 0.0

@@ -10,11 +10,13 @@ import torch
 import tyro
 from torch import Tensor
 
-from pathline.cli.folder import as_frame, load_run
-from pathline.cli.options import parse
+from pathline.cli.folder import as_frame, check_out, columns_of, load_run, row_shape
+from pathline.cli.options import check_seed, parse
 from pathline.data.tables import read_table, write_table
 from pathline.model import Model
 from pathline.viz.figures import samples_figure, save_figure
+
+SUFFIXES = (".csv", ".parquet", ".npy", ".png")
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,9 @@ def run(argv: Sequence[str]) -> int:
     options = parse(SampleOptions, "sample", argv)
     if (options.n is None) == (options.from_ is None):
         raise ValueError("give either -n N, a number of rows, or --from FILE, the points to start from")
+    check_seed(options.seed)
     out = Path(options.out)
-    if out.exists() and not options.force:
-        raise ValueError(f"{out} exists; pass --force to replace it")
+    check_out(out, options.force, SUFFIXES)
     model = load_run(options.directory)
     x0 = _starts(options.from_, model) if options.from_ else None
     n = len(x0) if x0 is not None else options.n
@@ -58,7 +60,9 @@ def run(argv: Sequence[str]) -> int:
         cond = {"condition": model.condition.encode(condition)}
     rows = model.sample(None if x0 is not None else n, x0=x0, cond=cond, nfe=options.nfe, generator=generator)
     _write(model, rows, condition, out, options.force)
-    print(f"{out}: {n:,} rows, {options.nfe or model.preset.nfe} model calls each ({model.preset.solver})")
+    calls = model.preset.nfe if options.nfe is None else options.nfe
+    how = f"{calls} model calls each ({model.preset.solver})" if calls else model.preset.solver
+    print(f"{out}: {n:,} rows, {how}")
     return 0
 
 
@@ -84,12 +88,12 @@ def _condition(model: Model, given: str | None, n: int, generator: torch.Generat
 
 
 def _write(model: Model, rows: Tensor, condition: np.ndarray | None, out: Path, force: bool) -> None:
-    shape = model.about["shape"]
-    frame = as_frame(model, rows, condition)
-    if out.suffix == ".png":
-        values = torch.from_numpy(frame[list(model.about["dtypes"])].to_numpy(np.float64, copy=True))
-        save_figure(samples_figure(None, values, list(model.about["dtypes"]), shape and tuple(shape)), out)
-    elif out.suffix == ".npy" and shape and condition is None:
+    shape, frame = row_shape(model), as_frame(model, rows, condition)
+    if out.suffix.lower() == ".png":
+        names = list(columns_of(model))
+        values = torch.from_numpy(frame[names].to_numpy(np.float64, copy=True))
+        save_figure(samples_figure(None, values, names, shape), out)
+    elif out.suffix.lower() == ".npy" and shape and condition is None:
         write_table(out, frame.to_numpy().reshape(len(frame), *shape), force)
     else:
         write_table(out, frame, force)

@@ -9,8 +9,8 @@ from typing import Annotated
 import pandas as pd
 import tyro
 
-from pathline.cli.folder import load_run, read_rows
-from pathline.cli.options import parse
+from pathline.cli.folder import check_out, load_run, read_rows
+from pathline.cli.options import check_seed, parse
 from pathline.data.tables import write_table
 from pathline.evaluation import score
 
@@ -33,8 +33,8 @@ class ScoreOptions:
 
 def run(argv: Sequence[str]) -> int:
     options = parse(ScoreOptions, "score", argv)
-    if Path(options.out).exists() and not options.force:
-        raise ValueError(f"{options.out} exists; pass --force to replace it")
+    check_seed(options.seed)
+    check_out(Path(options.out), options.force, (".csv", ".parquet", ".npy"))
     model = load_run(options.directory)
     rows = read_rows(options.file, model)
     values = score(model, rows.rows, rows.condition, seed=options.seed).double()

@@ -416,7 +416,7 @@ def _principal(covs: Tensor, k: int, d: int) -> tuple[Tensor, Tensor | None]:
     if covs.ndim < 3:
         variances, axes = covs.reshape(k, -1).expand(k, d), None
     else:
-        if float((covs - covs.mT).abs().max()) > 1e-6 * float(covs.abs().max()):
+        if bool(((covs - covs.mT).abs().amax((1, 2)) > 1e-6 * covs.abs().amax((1, 2))).any()):
             raise ValueError("covs must be symmetric matrices")
         variances, axes = torch.linalg.eigh(covs)
     least = float((variances / variances.abs().amax(-1, keepdim=True).clamp_min(1e-300)).min())

@@ -5,7 +5,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from pathline.paths import AffinePath, Prediction, converted
+from pathline.paths import AffinePath, Prediction, converted, refuse_ends
 
 
 class ParametrizedField(nn.Module):
@@ -19,7 +19,7 @@ class ParametrizedField(nn.Module):
             which the network is last called there (sigma / alpha or alpha / sigma = 1e-3).
 
     Raises:
-        ValueError: ``predicts`` is none of the four.
+        ValueError: ``predicts`` is none of the four; a call at an open end.
     """
 
     def __init__(self, net: nn.Module, path: AffinePath, predicts: Prediction = "velocity") -> None:
@@ -30,10 +30,13 @@ class ParametrizedField(nn.Module):
         self.open_ends = {end: path.inner_time(end) for end in open_ends(path, predicts)}
 
     def forward(self, x: Tensor, t: Tensor, /, **cond: Any) -> Tensor:
+        refuse_ends(tuple(self.open_ends), t, f"the velocity of a network that predicts {self.predicts}")
         return converted(self.net(x, t, **cond), x, self.path.curve(t, x), self.predicts, "velocity")
 
     def posterior_mean(self, x: Tensor, t: Tensor, /, **cond: Any) -> Tensor:
         """The network's E[x1 given x_t = x], shaped like ``x``."""
+        if self.predicts != "data":
+            refuse_ends(tuple(self.open_ends), t, f"the data of a network that predicts {self.predicts}")
         return converted(self.net(x, t, **cond), x, self.path.curve(t, x), self.predicts, "data")
 
 

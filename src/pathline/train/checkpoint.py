@@ -1,14 +1,11 @@
 """The state of a run in one safetensors file: tensors by name, the rest as JSON. Nothing is pickled."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn, optim
 
-from pathline.files import replacing
+from pathline.files import read_tensors, write_tensors
 from pathline.train.ema import MovingAverage
 
 _KEY = "pathline_state"
@@ -27,10 +24,7 @@ def save_state(
                 tensors[f"optimizer.{index}.{key}"] = value
             else:
                 numbers.setdefault(str(index), {})[key] = value
-    metadata = {"step": step, "optimizer": numbers, **about}
-    with replacing(path) as temporary:
-        whole = {key: value.detach().contiguous().cpu().clone() for key, value in tensors.items()}
-        save_file(whole, temporary, metadata={_KEY: json.dumps(metadata, sort_keys=True)})
+    write_tensors(path, tensors, _KEY, {"step": step, "optimizer": numbers, **about})
 
 
 def read_about(path: Path) -> dict[str, Any]:
@@ -43,18 +37,26 @@ def read_about(path: Path) -> dict[str, Any]:
 
 
 def load_state(path: Path, net: nn.Module, optimizer: optim.Optimizer, ema: MovingAverage) -> int:
-    """Puts a run back where it was and returns the number of finished steps."""
+    """Puts a run back where it was and returns the number of finished steps.
+
+    Raises:
+        ValueError: no state there, a file that is cut short or foreign, or one of another network or optimiser.
+    """
     about, tensors = _open(path)
-    net.load_state_dict({key[4:]: value for key, value in tensors.items() if key.startswith("net.")})
-    for i, average in enumerate(ema.average):
-        average.copy_(tensors[f"ema.{i}"])
     slots: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in about["optimizer"].items()}
     for name, value in tensors.items():
         if name.startswith("optimizer."):
             _, index, key = name.split(".", 2)
             slots.setdefault(int(index), {})[key] = value
-    state = optimizer.state_dict()
-    optimizer.load_state_dict({"state": slots, "param_groups": state["param_groups"]})
+    groups = optimizer.state_dict()["param_groups"]
+    try:
+        net.load_state_dict({key[4:]: value for key, value in tensors.items() if key.startswith("net.")})
+        for i, average in enumerate(ema.average):
+            average.copy_(tensors[f"ema.{i}"])
+        optimizer.load_state_dict({"state": slots, "param_groups": groups})
+    except (RuntimeError, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{path}: is the state of another network or optimiser ({reason}); start the run again") from error
     return about["step"]
 
 
@@ -62,8 +64,6 @@ def _open(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not path.exists():
         raise ValueError(f"{path}: no state of a run there; nothing to resume")
     try:
-        with safe_open(path, framework="pt") as handle:
-            about = json.loads((handle.metadata() or {})[_KEY])
-            return about, {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: is no complete state of a pathline run ({error}); start the run again") from error
+        return read_tensors(path, _KEY)
+    except ValueError as error:
+        raise ValueError(f"{error}; start the run again") from error

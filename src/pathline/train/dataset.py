@@ -1,6 +1,6 @@
 """Dataset: what a run trains on and is held against, in the user's units."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,10 @@ def open_dataset(data: str, config: Config) -> Dataset:
     if not Path(data).suffix and not Path(data).exists():
         toy(data)
     table = read_table(data, config.columns, config.drop, config.condition)
-    return from_table(table, config, {"file": data})
+    try:
+        return from_table(table, config, {"file": data})
+    except ValueError as error:
+        raise ValueError(f"{data}: {error}") from error
 
 
 def from_toy(law: Toy, config: Config) -> Dataset:
@@ -93,8 +96,13 @@ def from_table(table: Table, config: Config, about: Mapping[str, Any] = {}) -> D
     """A table split by the config's seed: a tenth, at most 10,000 rows, is held out.
 
     Tables of fewer than 20 rows are too small to split: all rows are trained on and measured with.
+
+    Raises:
+        ValueError: a positive column that is unknown or holds a value that is not, a condition that cannot be used, no
+            column that varies.
     """
     rows = torch.from_numpy(table.rows)
+    _check_positive(rows, table.columns, config.positive)
     values = None if table.condition is None else table.frame[table.condition].to_numpy()
     held, kept = _split(len(rows), config.recipe.seed)
 
@@ -106,6 +114,17 @@ def from_table(table: Table, config: Config, about: Mapping[str, Any] = {}) -> D
     condition = None if values is None else ConditionTransform.fit(str(table.condition), values)
     story = {**about, "fingerprint": table.fingerprint, "rows": len(rows), "held_out": len(held)}
     return Dataset(train, part(held), transform, condition, None, table.dtypes, table.shape, story)
+
+
+def _check_positive(rows: Tensor, columns: Sequence[str], positive: Sequence[str]) -> None:
+    """Looks at all rows, so that the row that is named is the file's."""
+    for name in set(positive) & set(columns):
+        values = rows[:, columns.index(name)]
+        bad = (values <= 0).nonzero()
+        if len(bad):
+            row = int(bad[0])
+            what = f"{len(bad)} values are not above 0, the first, {float(values[row]):g}, in row {row + 1}"
+            raise ValueError(f"--positive {name}: {what}; mend these rows, or leave the column out of --positive")
 
 
 def _split(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -15,9 +15,10 @@ from pathline.fields import ParametrizedField
 from pathline.model import Model
 from pathline.objectives import FlowMatching
 from pathline.paths import AffinePath
-from pathline.train.batches import Augment, MakeCoupling, Purpose, RowBatches, StreamBatches, Streams
+from pathline.train.batches import Augment, MakeCoupling, Purpose, RowBatches, StreamBatches, Streams, stream_seed
 from pathline.train.checkpoint import load_state, read_about, save_state
 from pathline.train.ema import MovingAverage
+from pathline.train.interrupt import HeldBack
 from pathline.train.recipe import Recipe
 from pathline.train.step import TrainStep
 from pathline.typing import Draw
@@ -73,11 +74,12 @@ def fit(
         optimizer: makes an optimiser of the parameters; the recipe sets its learning rate. AdamW by default.
         callback: called with a `Step` after every step.
         checkpoint: a file to keep the state of the run in.
-        checkpoint_every: seconds between two writes of it; it is also written at the end and on Ctrl-C.
+        checkpoint_every: seconds between two writes of it; it is also written before the first step, after the last
+            one and on Ctrl-C, which waits for the end of a step.
         resume: go on from ``checkpoint``.
 
     Raises:
-        ValueError: bad data, a recipe out of range, a state to resume that does not fit.
+        ValueError: bad data, a recipe out of range, a state to resume that does not fit or cannot be written.
         RuntimeError: the loss is not finite; the message names the step, and the checkpoint stays a good one.
 
     >>> from pathline import AffinePath, nets, schedules
@@ -89,7 +91,7 @@ def fit(
     recipe = recipe.settled()
     cond = dict(cond or {})
     device = next((p.device for p in net.parameters()), torch.device("cpu"))
-    row = _check_data(data, cond, weight, device)
+    row = _check_data(data, cond, weight, net, device)
     train_step = TrainStep(net, objective).train()
     make = optimizer or _adamw(recipe)
     streams, size = Streams(recipe.seed, device), recipe.batch_size or 1
@@ -101,13 +103,13 @@ def fit(
     state = Path(checkpoint) if checkpoint is not None else None
     if resume and state is None:
         raise ValueError("resume needs checkpoint, the file to go on from")
-    if recipe.minutes is not None:
-        known = read_about(state)["recipe"]["steps"] if resume and state is not None else None
-        recipe = replace(recipe, steps=known or _planned_steps(train_step, batches, make, recipe, streams))
-    run = _Run(train_step, batches, make(net.parameters()), recipe, streams, state)
-    if resume and state is not None:
-        run.step = load_state(state, net, run.optimizer, run.ema)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        if recipe.minutes is not None:
+            known = read_about(state)["recipe"]["steps"] if resume and state is not None else None
+            recipe = replace(recipe, steps=known or _planned_steps(train_step, batches, make, recipe, streams))
+        run = _Run(train_step, batches, make(net.parameters()), recipe, streams, state)
+        if resume and state is not None:
+            run.step = load_state(state, net, run.optimizer, run.ema)
         run.train(callback, checkpoint_every)
     return _model(net, run.ema, objective, row, recipe)
 
@@ -127,32 +129,41 @@ class _Run:
         self.train_step, self.batches, self.optimizer = train_step, batches, optimizer
         self.recipe, self.streams, self.state = recipe, streams, state
         self.parameters = [p for p in train_step.parameters() if p.requires_grad]
+        self.generators = _own_generators(streams.generator.device)
         self.ema = MovingAverage(train_step.net)
         self.step, self.steps = 0, recipe.steps or 1
         self.highest = recipe.learning_rate or 0.0
         self._recent: list[Tensor] = []
+        self._whole = True
 
     def train(self, callback: Callable[[Step], None] | None, every: float) -> None:
+        self.save()
         written = time.monotonic()
         try:
-            while self.step < self.steps:
-                loss = self.advance()
-                if callback is not None:
-                    callback(Step(self.step, self.steps, loss))
-                if self.state is not None and time.monotonic() - written > every:
-                    self.save()
-                    written = time.monotonic()
+            with HeldBack() as ctrl_c:
+                while self.step < self.steps:
+                    loss = self.advance()
+                    if callback is not None:
+                        callback(Step(self.step, self.steps, loss))
+                    if ctrl_c.asked:
+                        raise KeyboardInterrupt
+                    if self.state is not None and time.monotonic() - written > every:
+                        self.save()
+                        written = time.monotonic()
         except KeyboardInterrupt:
-            self.save()
+            if self._whole:
+                self.save()
             raise
         self.save()
 
     def advance(self) -> Tensor:
         """One step; returns the mean loss of its batch."""
+        self._whole = False
         streams, step = self.streams, self.step
         batch = self.batches.at(step)
         drawn = self.train_step.objective.draw(batch, streams.at(step, Purpose.OBJECTIVE))
-        torch.default_generator.manual_seed(streams.at(step, Purpose.NETWORK).initial_seed())
+        for generator in self.generators:
+            generator.manual_seed(stream_seed(streams.seed, step, Purpose.NETWORK))
         loss = self.train_step(drawn).mean()
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
@@ -162,6 +173,7 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(self.recipe.decay(step, self.steps))
         self.step += 1
+        self._whole = True
         self._recent.append(loss.detach())
         if len(self._recent) >= _LOOK:
             self.check()
@@ -176,15 +188,29 @@ class _Run:
         self._recent = []
         if not bool(finite.all()):
             bad = first + int((~finite).int().argmax())
-            kept = f"; {self.state} keeps the last good state" if self.state and self.state.exists() else ""
-            raise RuntimeError(f"the loss is not finite at step {bad}: lower the learning rate, or mend the data{kept}")
+            raise self._diverged("loss is", bad)
 
     def save(self) -> None:
-        """Checks the losses, then writes the state."""
+        """Checks the losses and the weights, then writes the state."""
         self.check()
+        if not all(bool(value.isfinite().all()) for value in self.ema.live):
+            raise self._diverged("weights are", self.step)
         if self.state is not None:
             about = {"recipe": asdict(self.recipe)}
             save_state(self.state, self.step, about, self.train_step.net, self.optimizer, self.ema)
+
+    def _diverged(self, what: str, step: int) -> RuntimeError:
+        kept = f"; {self.state} keeps the last good state" if self.state and self.state.exists() else ""
+        remedy = "lower the recipe's learning_rate, or mend the data"
+        return RuntimeError(f"the {what} not finite at step {step}: {remedy}{kept}")
+
+
+def _own_generators(device: torch.device) -> list[torch.Generator]:
+    """torch's own generators, which dropout draws from."""
+    if device.type != "cuda":
+        return [torch.default_generator]
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return [torch.default_generator, torch.cuda.default_generators[index]]
 
 
 def _adamw(recipe: Recipe) -> MakeOptimizer:
@@ -214,7 +240,7 @@ def _planned_steps(
 
 
 def _check_data(
-    data: Tensor | Draw, cond: Mapping[str, Tensor], weight: Tensor | None, device: torch.device
+    data: Tensor | Draw, cond: Mapping[str, Tensor], weight: Tensor | None, net: nn.Module, device: torch.device
 ) -> tuple[int, ...]:
     if not isinstance(data, Tensor):
         if cond or weight is not None:
@@ -225,6 +251,9 @@ def _check_data(
         raise ValueError(f"data must be floating-point rows, got shape {tuple(data.shape)}, {data.dtype}")
     if not bool(data.isfinite().all()):
         raise ValueError("data must be finite; fill in or delete the rows that are not")
+    parameters = {p.dtype for p in net.parameters()}
+    if data.dtype == torch.float64 and parameters and data.dtype not in parameters:
+        raise ValueError("data must not be float64 where the network is not: pass data.float(), or net.double()")
     belonging: dict[str, Any] = {**cond, **({} if weight is None else {"weight": weight})}
     for name, value in belonging.items():
         if len(value) != len(data):

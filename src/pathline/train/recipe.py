@@ -36,11 +36,13 @@ class Recipe:
     seed: int = 0
 
     def check(self) -> None:
-        """Raises ValueError where a number is out of its range."""
+        """Raises ValueError where a number is out of its range; a seed must be below 2^32."""
         for name, least in (("steps", 1), ("batch_size", 1), ("seed", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
+        if self.seed >= 2**32:
+            raise ValueError(f"seed must be below 2^32 = {2**32}, got {self.seed}")
         for name in ("minutes", "learning_rate", "clip"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
@@ -48,14 +50,14 @@ class Recipe:
         for name in ("final", "warm_up", "ema"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
-        if self.weight_decay < 0:
-            raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must be finite and not negative, got {self.weight_decay}")
 
     def settled(self, steps: int = 4000, batch_size: int = 256, learning_rate: float = 1e-3) -> "Recipe":
-        """The same recipe with the three numbers in place of ``None``."""
+        """The same recipe with the three numbers in place of ``None``; under ``minutes`` the steps stay open."""
         return replace(
             self,
-            steps=steps if self.steps is None else self.steps,
+            steps=steps if self.steps is None and self.minutes is None else self.steps,
             batch_size=batch_size if self.batch_size is None else self.batch_size,
             learning_rate=learning_rate if self.learning_rate is None else self.learning_rate,
         )

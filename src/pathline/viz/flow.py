@@ -57,7 +57,7 @@ def _particles(model: Model, generator: torch.Generator) -> Tensor:
         cond = {"condition": model.condition.encode(drawn).to(weight)}
     states = solve(model.field, x0, uniform(FRAMES - 1), rk4, cond=cond, keep_states=True).states
     assert states is not None
-    return states
+    return states.cpu()
 
 
 def _extent(moved: Tensor) -> tuple[float, float, float, float]:
@@ -82,10 +82,10 @@ def _density(model: Model, t: float, extent: tuple[float, float, float, float], 
 @torch.no_grad()
 def _log_density(model: Model, z: Tensor, t: float, cond: dict[str, Tensor]) -> Tensor:
     if t == 0:
-        return model.path.source.log_prob(z).double()
+        return model.path.source.log_prob(z).double().cpu()
     steps = uniform(max(2, round(12 * t)), 0.0, t)
     solved = log_prob(model.field, z, source=model.path.source, grid=steps, begin=t, with_error=False, cond=cond)
-    return solved.value.double()
+    return solved.value.double().cpu()
 
 
 def _rows(model: Model, points: Tensor) -> Tensor:
