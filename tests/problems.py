@@ -33,6 +33,12 @@ PREDICTIONS: tuple[Prediction, ...] = get_args(Prediction)
 every_prediction = pytest.mark.parametrize("predicts", PREDICTIONS)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"])
 
+every_state = pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [((), torch.float64), ((3,), torch.float32), ((3,), torch.float64), ((2, 3, 2), torch.float32)],
+    ids=["()-float64", "(3,)-float32", "(3,)-float64", "(2, 3, 2)-float32"],
+)
+
 
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
@@ -56,7 +62,7 @@ def rounding(dtype: torch.dtype) -> float:
 
 
 def close(actual: Tensor, expected: Tensor, tol: float) -> None:
-    """Equal dtypes and shapes, and within ``tol`` of each other in units of the largest expected number (at least 1)."""
+    """Equal dtypes and shapes, and within ``tol`` of each other in units of the largest expected number, at least 1."""
     scale = max(1.0, float(expected.detach().abs().max()) if expected.numel() else 1.0)
     torch.testing.assert_close(actual, expected, rtol=0, atol=tol * scale)
 

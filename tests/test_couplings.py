@@ -1,9 +1,9 @@
 import pytest
 import torch
-from problems import every_dtype, every_shape, normal, seeded
 
 from pathline import couplings
 from pathline.sources import Points, StandardNormal
+from problems import every_dtype, every_shape, normal, seeded
 
 ROWS = torch.tensor([3, 0, 4, 1, 2, 2])
 
@@ -36,7 +36,7 @@ def test_a_source_of_points_is_drawn_afresh_by_the_independent_coupling():
 
 
 def test_paired_needs_one_point_a_row():
-    with pytest.raises(ValueError, match="source must be sources.Points to be paired row by row, got StandardNormal"):
+    with pytest.raises(ValueError, match=r"source must be sources\.Points to be paired row by row, got StandardNormal"):
         couplings.paired(torch.zeros(3, 2), StandardNormal())
     with pytest.raises(ValueError, match=r"must have the shape of the data \(3, 2\), got \(4, 2\)"):
         couplings.paired(torch.zeros(3, 2), Points(torch.zeros(4, 2)))

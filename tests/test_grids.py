@@ -24,7 +24,9 @@ def test_uniform_runs_either_way_between_its_ends_exactly(ends: list[float], n: 
         assert grid.diff().tolist() == pytest.approx([(ends[1] - ends[0]) / n] * n, abs=1e-15)
 
 
-@pytest.mark.parametrize("grid", [torch.tensor([0, 1]), torch.tensor([1.0, 0.25, 0.125]), torch.tensor([0.5, 0.75]).half()])
+@pytest.mark.parametrize(
+    "grid", [torch.tensor([0, 1]), torch.tensor([1.0, 0.25, 0.125]), torch.tensor([0.5, 0.75]).half()]
+)
 def test_a_grid_is_kept_in_float64(grid: torch.Tensor):
     nodes = check_grid(grid)
     assert nodes.dtype == torch.float64

@@ -3,21 +3,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from problems import (
-    SCHEDULES,
-    annulus,
-    close,
-    columns,
-    curved_path,
-    every_dtype,
-    every_prediction,
-    every_schedule,
-    every_shape,
-    normal,
-    number,
-    rounding,
-    seeded,
-)
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
@@ -28,6 +13,22 @@ from pathline.paths import AffinePath, BridgePath, GaussianPath, Prediction
 from pathline.schedules import Schedule
 from pathline.sources import StandardNormal
 from pathline.typing import Batch
+from problems import (
+    SCHEDULES,
+    annulus,
+    close,
+    columns,
+    curved_path,
+    every_dtype,
+    every_prediction,
+    every_schedule,
+    every_shape,
+    every_state,
+    normal,
+    number,
+    rounding,
+    seeded,
+)
 
 DRAWS = 40_000
 Z = 6.5  # P(|N(0, 1)| > 6.5) = 8e-11; every test below makes fewer than 1000 comparisons with it
@@ -49,7 +50,9 @@ def z_scores(values: Tensor) -> Tensor:
     return values.mean(0) / (values.std(0) / len(values) ** 0.5)
 
 
-def conditional_and_marginal(path: AffinePath | GaussianPath, marginal: EmpiricalField) -> tuple[FlowMatching, Drawn, Drawn]:
+def conditional_and_marginal(
+    path: AffinePath | GaussianPath, marginal: EmpiricalField
+) -> tuple[FlowMatching, Drawn, Drawn]:
     """The same draws of (t, x_t), with the conditional velocity as the target and with the marginal one."""
     loss = FlowMatching(path)
     rows = torch.randint(len(DATA), (DRAWS,), generator=seeded(1))
@@ -113,8 +116,7 @@ def test_loss_is_the_sum_of_squares_of_a_row(shape: tuple[int, ...], dtype: torc
     close(loss, (x1 - x0).square().reshape(4, -1).sum(1), rounding(dtype))
 
 
-@every_dtype
-@every_shape
+@every_state
 @every_prediction
 @every_schedule
 def test_a_perfect_network_has_no_loss(
@@ -155,7 +157,11 @@ def test_weights_masks_and_conditions():
     batch = Batch(x1, x0=x0, cond={"shift": shift}, weight=weight, mask=mask)
     expected = ((shift[:, None] - (x1 - x0)).square() * mask).sum(1) * (1 + t) * weight
     close(loss(field, batch), expected, 1e-14)
-    close(loss(field, batch._replace(mask=mask[:, :1])), (shift[:, None] - (x1 - x0)).square().sum(1) * mask[:, 0] * (1 + t) * weight, 1e-14)
+    close(
+        loss(field, batch._replace(mask=mask[:, :1])),
+        (shift[:, None] - (x1 - x0)).square().sum(1) * mask[:, 0] * (1 + t) * weight,
+        1e-14,
+    )
     with pytest.raises(TypeError, match="unexpected keyword"):
         loss(field, batch._replace(cond={"shfit": shift}))
 
@@ -197,7 +203,10 @@ def normal_cdf(mean: float, std: float) -> Callable[[Tensor], Tensor]:
         (objectives.uniform, lambda t: t),
         (objectives.logit_normal(), normal_cdf(0.0, 1.0)),
         (objectives.logit_normal(-0.7, 1.6), normal_cdf(-0.7, 1.6)),
-        (lambda n, g, dtype, device: torch.stack([objectives.stratified(5, g, dtype, device)[0] for _ in range(n)]), lambda t: t),
+        (
+            lambda n, g, dtype, device: torch.stack([objectives.stratified(5, g, dtype, device)[0] for _ in range(n)]),
+            lambda t: t,
+        ),
     ],
     ids=["uniform", "logit-normal", "skewed", "one row of stratified"],
 )

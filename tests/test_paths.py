@@ -5,6 +5,14 @@ from typing import get_args
 
 import pytest
 import torch
+from torch import Tensor
+from torch.distributions import Independent, Normal
+
+from pathline import schedules
+from pathline.paths import AffinePath, BridgePath, GaussianPath, Prediction, convert
+from pathline.schedules import Schedule
+from pathline.sources import Points, StandardNormal
+from pathline.typing import Batch
 from problems import (
     DTYPES,
     SCHEDULES,
@@ -21,14 +29,6 @@ from problems import (
     rounding,
     seeded,
 )
-from torch import Tensor
-from torch.distributions import Independent, Normal
-
-from pathline import schedules
-from pathline.paths import AffinePath, BridgePath, GaussianPath, Prediction, convert
-from pathline.schedules import Schedule
-from pathline.sources import Points, StandardNormal
-from pathline.typing import Batch
 
 Path = AffinePath | GaussianPath | BridgePath
 
@@ -209,7 +209,9 @@ def test_log_prob_and_score_are_those_of_a_normal_law(path: Path, shape: tuple[i
 @every_dtype
 @every_shape
 @every_schedule
-def test_an_affine_path_can_be_written_as_a_gaussian_one(schedule: Schedule, shape: tuple[int, ...], dtype: torch.dtype):
+def test_an_affine_path_can_be_written_as_a_gaussian_one(
+    schedule: Schedule, shape: tuple[int, ...], dtype: torch.dtype
+):
     affine, gaussian, (x0, x1) = AffinePath(schedule), as_gaussian(schedule), ends(shape, dtype)
     times = some_times(affine, dtype)
     for t in (times, times[0], times[-1]):

@@ -4,8 +4,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from pathline import couplings, grids, nets, objectives, schedules, solvers, sources
-from pathline.fields import EmpiricalField, GaussianMixtureField, ParametrizedField
-from pathline.likelihood import log_prob
+from pathline.fields import EmpiricalField, GaussianMixtureField, ParametrizedField, guidance, own_starts, reschedule
+from pathline.likelihood import importance, log_prob, sample_with_log_prob
 from pathline.model import Model, load
 from pathline.objectives import FlowMatching
 from pathline.paths import AffinePath, BridgePath, GaussianPath
@@ -34,10 +34,15 @@ __all__ = [
     "couplings",
     "fit",
     "grids",
+    "guidance",
+    "importance",
     "load",
     "log_prob",
     "nets",
     "objectives",
+    "own_starts",
+    "reschedule",
+    "sample_with_log_prob",
     "schedules",
     "solve",
     "solvers",

@@ -1,4 +1,4 @@
-"""Writing without loss: a file appears whole, or what was there stays. Tensors go to safetensors, nothing is pickled."""
+"""Writing without loss: a file appears whole, or what was there stays. Tensors are safetensors, nothing is pickled."""
 
 import json
 import os

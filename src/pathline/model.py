@@ -262,8 +262,7 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except ValueError as error:
         raise ValueError(f"{error}; train the model or copy it again") from error
     if not isinstance(about, dict) or about.get("format") != FORMAT or not set(_ABOUT) <= set(about):
-        what = about.get("format") if isinstance(about, dict) else None
-        raise ValueError(f"{file}: is of format {what!r}, this version of pathline reads format {FORMAT}; train again")
+        raise ValueError(f"{file}: is not of format {FORMAT}, which this version of pathline reads; train it again")
     return about, tensors
 
 
@@ -279,7 +278,7 @@ def _net(file: Path, about: Mapping[str, Any]) -> nn.Module:
     options = dict(about["net"])
     kind = options.pop("kind")
     if kind not in nets.SHIPPED:
-        raise ValueError(f"{file}: holds a {kind}, which this version of pathline does not have; pass it as load(net=...)")
+        raise ValueError(f"{file}: holds a {kind}, which this version does not have; pass it as load(..., net=...)")
     return nets.SHIPPED[kind](**options)
 
 

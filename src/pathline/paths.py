@@ -67,9 +67,7 @@ class _Gaussian(ABC):
     def ends(self, batch: Batch, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Source points of the batch and the standard normal noise that belongs to them."""
 
-    def sample(
-        self, batch: Batch, t: Float[Tensor, "*b"], generator: torch.Generator | None = None
-    ) -> PathSample:
+    def sample(self, batch: Batch, t: Float[Tensor, "*b"], generator: torch.Generator | None = None) -> PathSample:
         r"""Draws $x_t = \mu_t + \sigma_t \varepsilon$ and its velocity $\dot\mu_t + \dot\sigma_t \varepsilon$.
 
         Source points are the batch's ``x0``, or fresh ones from `source`.
@@ -111,8 +109,7 @@ class _Gaussian(ABC):
         Raises:
             ValueError: the standard deviation is zero at ``t``, or the law is not Gaussian.
         """
-        self._check_density()
-        at = self._positive(x1, t, x0, "score")
+        at = self._gaussian(x1, t, x0, "score")
         return (at.mean - x_t) / at.std**2
 
     def log_prob(
@@ -123,13 +120,20 @@ class _Gaussian(ABC):
         Raises:
             ValueError: the standard deviation is zero at ``t``, or the law is not Gaussian.
         """
-        self._check_density()
-        at = self._positive(x1, t, x0, "density")
+        at = self._gaussian(x1, t, x0, "density")
         scaled = ((x_t - at.mean) / at.std).square() + 2 * at.std.log() + math.log(2 * math.pi)
         return -0.5 * (scaled.flatten(1).sum(1) if scaled.ndim > 1 else scaled)
 
-    def _check_density(self) -> None:
-        """Raises ValueError where p_t(x given x1) is not the Gaussian of its `moments`."""
+    @property
+    def _is_gaussian(self) -> bool:
+        """Whether p_t(x given x1) is the Gaussian of its `moments`."""
+        return True
+
+    def _gaussian(self, x1: Tensor, t: Tensor, x0: Tensor | None, what: str) -> Moments:
+        if not self._is_gaussian:
+            kind = type(self.source).__name__
+            raise ValueError(f"source must be a standard normal for an affine path to have a {what}, got {kind}")
+        return self._positive(x1, t, x0, what)
 
     def _positive(self, x1: Tensor, t: Tensor, x0: Tensor | None, what: str) -> Moments:
         refuse_ends(self.open_ends, t, what)
@@ -171,12 +175,9 @@ class AffinePath(_Gaussian):
         x0 = _source_points(self.source, batch, generator)
         return x0, x0
 
-    def _check_density(self) -> None:
-        if not isinstance(self.source, StandardNormal):
-            raise ValueError(
-                "source must be a standard normal for an affine path to have a score or density, "
-                f"got {type(self.source).__name__}"
-            )
+    @property
+    def _is_gaussian(self) -> bool:
+        return isinstance(self.source, StandardNormal)
 
 
 @dataclass(frozen=True)
@@ -260,8 +261,8 @@ class BridgePath(_Gaussian):
     Attributes:
         source: p_0.
         std: a number s makes a Brownian bridge, sigma_t = s sqrt(t (1 - t)), whose rate is infinite at both ends;
-            or a function of t of your own, positive inside (0, 1), refused where its rate is infinite. A std that is not 0 at t = 0 smooths the
-            source, and ``source`` is then your word that the difference does not matter.
+            or a function of t of your own, positive inside (0, 1), refused where its rate is infinite. A std that is
+            not 0 at t = 0 smooths the source, and ``source`` is then your word that the difference does not matter.
 
     Reference: Tong et al., "Simulation-Free Schroedinger Bridges via Score and Flow Matching", arXiv:2307.03672.
     """

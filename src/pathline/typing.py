@@ -96,7 +96,11 @@ class Coupling(Protocol):
 
 
 class Solver(Protocol):
-    """One step of an ODE; ``solve`` holds the loop."""
+    """One step of an ODE; ``solve`` holds the loop.
+
+    A method with a memory also has ``begin(nodes) -> object with step``, called once a solve with the nodes of its
+    steps, as numbers; it may work out all its coefficients there. A solver without ``begin`` steps itself.
+    """
 
     @property
     def name(self) -> str: ...

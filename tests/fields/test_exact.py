@@ -4,23 +4,6 @@ from collections.abc import Callable
 import mpmath
 import pytest
 import torch
-from problems import (
-    SCHEDULES,
-    SEED_GAUSSIAN,
-    affine_flow,
-    annulus,
-    as_gaussian,
-    by_softmax,
-    close,
-    columns,
-    curved_path,
-    every_dtype,
-    every_schedule,
-    every_shape,
-    normal,
-    number,
-    rounding,
-)
 from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
@@ -31,6 +14,19 @@ from pathline.likelihood import divergence
 from pathline.paths import AffinePath, BridgePath, GaussianPath
 from pathline.schedules import Schedule
 from pathline.sources import Points, StandardNormal
+from problems import (
+    SCHEDULES,
+    SEED_GAUSSIAN,
+    annulus,
+    as_gaussian,
+    by_softmax,
+    close,
+    curved_path,
+    every_dtype,
+    every_shape,
+    normal,
+    number,
+)
 
 PATHS: dict[str, AffinePath | GaussianPath] = {
     **{name: AffinePath(schedule) for name, schedule in SCHEDULES.items()},
@@ -69,25 +65,20 @@ def mixture(kind: str, schedule: Schedule, d: int = 3, k: int = 4) -> GaussianMi
     return GaussianMixtureField(AffinePath(schedule), means, covariances(kind, k, d), weights)
 
 
-@every_dtype
 @every_shape
 @every_path
-def test_empirical_field_is_the_weighted_sum_over_the_data(
-    path: AffinePath | GaussianPath, shape: tuple[int, ...], dtype: torch.dtype
-):
+def test_empirical_field_is_the_weighted_sum_over_the_data(path: AffinePath | GaussianPath, shape: tuple[int, ...]):
     data, weights = 1.5 * normal(7, *shape, seed=0), torch.arange(1.0, 8)
     field, x = EmpiricalField(path, data, weights), queries(shape)
-    for t in (TIMES, TIMES[0], TIMES[2], TIMES[4]):
+    for t in (TIMES, TIMES[0], TIMES[3]):
         expected = by_softmax(path, data, x, t, weights)
         for name, value in expected.items():
             close(read(field, name)(x, t), value, 1e-11)
-            close(read(field, name)(x.to(dtype), t), read(field, name)(x.to(dtype).double(), t).to(dtype), 0.0)
 
 
-@every_dtype
 @every_shape
 @pytest.mark.parametrize("kind", ["isotropic", "diagonal", "full"])
-def test_mixture_field_is_the_closed_form(kind: str, shape: tuple[int, ...], dtype: torch.dtype):
+def test_mixture_field_is_the_closed_form(kind: str, shape: tuple[int, ...]):
     schedule, d, k = SCHEDULES["cosine"], math.prod(shape), 4
     means, weights = 2 * normal(k, *shape, seed=5), torch.arange(1.0, k + 1, dtype=torch.float64)
     covs = covariances(kind, k, d)
@@ -109,7 +100,6 @@ def test_mixture_field_is_the_closed_form(kind: str, shape: tuple[int, ...], dty
         }
         for name, value in expected.items():
             close(read(field, name)(x, t), value, 1e-11)
-            close(read(field, name)(x.to(dtype), t), read(field, name)(x.to(dtype).double(), t).to(dtype), 0.0)
 
 
 FIELDS: dict[str, EmpiricalField | GaussianMixtureField] = {
@@ -143,7 +133,18 @@ def test_each_row_has_its_own_time(field: EmpiricalField | GaussianMixtureField,
 
 @every_field
 @pytest.mark.parametrize("name", QUANTITIES)
-@pytest.mark.parametrize("chunk", [1, 7, 40])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_coarse_states_are_answered_in_their_dtype_and_worked_out_finely(
+    field: EmpiricalField | GaussianMixtureField, name: str, dtype: torch.dtype
+):
+    x, function = queries((3,)).to(dtype), read(field, name)
+    for t in (TIMES, TIMES[1].float()):
+        close(function(x, t), function(x.double(), t.double()).to(dtype), 0.0)
+
+
+@every_field
+@pytest.mark.parametrize("name", QUANTITIES)
+@pytest.mark.parametrize("chunk", [4, 40])
 def test_chunks_do_not_show(
     field: EmpiricalField | GaussianMixtureField, name: str, chunk: int, monkeypatch: pytest.MonkeyPatch
 ):
@@ -187,9 +188,13 @@ def exactly(x: list[float], data: list[list[float]], t: float) -> dict[str, list
         w = [mpmath.exp(logit - max(logits)) for logit in logits]
         total = sum(w)
         mean = [sum(wi * row[k] for wi, row in zip(w, rows, strict=True)) / total for k in range(d)]
-        spread = sum(wi * sum((r - m) ** 2 for r, m in zip(row, mean, strict=True)) for wi, row in zip(w, rows, strict=True))
+        spread = sum(
+            wi * sum((r - m) ** 2 for r, m in zip(row, mean, strict=True)) for wi, row in zip(w, rows, strict=True)
+        )
         return {
-            "log_prob": [max(logits) + mpmath.log(total / len(rows)) - d * mpmath.log(sigma * mpmath.sqrt(2 * mpmath.pi))],
+            "log_prob": [
+                max(logits) + mpmath.log(total / len(rows)) - d * mpmath.log(sigma * mpmath.sqrt(2 * mpmath.pi))
+            ],
             "velocity": [(m - p) / sigma for m, p in zip(mean, point, strict=True)],
             "score": [(alpha * m - p) / sigma**2 for m, p in zip(mean, point, strict=True)],
             "posterior_mean": mean,
@@ -237,7 +242,7 @@ def test_a_label_asks_the_field_of_its_class(path: AffinePath | GaussianPath, sh
     field = EmpiricalField(path, data, weights, labels)
     whole = EmpiricalField(path, data, weights)
     asked = torch.tensor([3, -1, 7])
-    for name in QUANTITIES:
+    for name in ("velocity", "log_prob", "divergence"):
         both = read(field, name)(x, TIMES[3], label=asked)
         for i, label in enumerate(asked):
             own = EmpiricalField(path, data[labels == label], weights[labels == label])
@@ -350,7 +355,10 @@ LINEAR = AffinePath(schedules.linear())
         (lambda: EmpiricalField(LINEAR, torch.zeros(0, 2)), r"data must hold at least one row, got shape \(0, 2\)"),
         (lambda: EmpiricalField(LINEAR, torch.tensor(1.0)), r"data must hold at least one row, got shape \(\)"),
         (lambda: EmpiricalField(LINEAR, torch.tensor([0.0, math.nan])), "data must be finite, row 1 is not"),
-        (lambda: EmpiricalField(LINEAR, torch.zeros(3, 2), torch.ones(2)), r"weights must have shape \(3,\), got \(2,\)"),
+        (
+            lambda: EmpiricalField(LINEAR, torch.zeros(3, 2), torch.ones(2)),
+            r"weights must have shape \(3,\), got \(2,\)",
+        ),
         (lambda: EmpiricalField(LINEAR, torch.zeros(2), torch.tensor([1.0, -1.0])), "weights must be finite, not neg"),
         (lambda: EmpiricalField(LINEAR, torch.zeros(2), torch.zeros(2)), "weights must be .* not all zero"),
         (lambda: EmpiricalField(LINEAR, torch.zeros(2), torch.tensor([1.0, math.nan])), "weights must be finite"),
@@ -372,8 +380,14 @@ LINEAR = AffinePath(schedules.linear())
             "path must be AffinePath, got GaussianPath",
         ),
         (lambda: GaussianMixtureField(LINEAR, torch.zeros(0, 2), torch.ones(0)), "means must hold at least one row"),
-        (lambda: GaussianMixtureField(LINEAR, torch.full((1, 2), math.inf), torch.ones(1)), "means must be finite, row 0"),
-        (lambda: GaussianMixtureField(LINEAR, torch.zeros(1, 2), torch.tensor([math.nan])), "covs must be finite, row 0"),
+        (
+            lambda: GaussianMixtureField(LINEAR, torch.full((1, 2), math.inf), torch.ones(1)),
+            "means must be finite, row 0",
+        ),
+        (
+            lambda: GaussianMixtureField(LINEAR, torch.zeros(1, 2), torch.tensor([math.nan])),
+            "covs must be finite, row 0",
+        ),
         (
             lambda: GaussianMixtureField(LINEAR, torch.zeros(2, 3), torch.ones(3)),
             r"covs must have shape \(2,\), \(2, 3\) or \(2, 3, 3\), got \(3,\)",
@@ -382,12 +396,18 @@ LINEAR = AffinePath(schedules.linear())
             lambda: GaussianMixtureField(LINEAR, torch.zeros(1, 2), torch.tensor([[[1.0, 0.5], [0.0, 1.0]]])),
             "covs must be symmetric matrices",
         ),
-        (lambda: GaussianMixtureField(LINEAR, torch.zeros(1, 2), -torch.ones(1)), "positive semidefinite, got a variance of -1"),
+        (
+            lambda: GaussianMixtureField(LINEAR, torch.zeros(1, 2), -torch.ones(1)),
+            "positive semidefinite, got a variance of -1",
+        ),
         (
             lambda: GaussianMixtureField(LINEAR, torch.zeros(1, 2), torch.tensor([[[1.0, 2.0], [2.0, 1.0]]])),
             "positive semidefinite, got a variance of -1",
         ),
-        (lambda: GaussianMixtureField(LINEAR, torch.zeros(2), torch.ones(2), torch.ones(3)), r"weights must have shape \(2,\)"),
+        (
+            lambda: GaussianMixtureField(LINEAR, torch.zeros(2), torch.ones(2), torch.ones(3)),
+            r"weights must have shape \(2,\)",
+        ),
     ],
 )
 def test_refuses_to_be_made_of(make: Callable[[], object], message: str):

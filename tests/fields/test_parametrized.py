@@ -3,30 +3,28 @@ from typing import get_args
 
 import pytest
 import torch
-from problems import (
-    PREDICTIONS,
-    SCHEDULES,
-    Answers,
-    close,
-    every_dtype,
-    every_prediction,
-    every_schedule,
-    every_shape,
-    normal,
-    number,
-    rounding,
-)
 from torch import Tensor, nn
 
 from pathline.fields import EmpiricalField, ParametrizedField
 from pathline.paths import AffinePath, Prediction
 from pathline.schedules import Schedule
+from problems import (
+    PREDICTIONS,
+    SCHEDULES,
+    Answers,
+    close,
+    every_prediction,
+    every_schedule,
+    every_state,
+    normal,
+    number,
+    rounding,
+)
 
 TIMES = torch.tensor([0.02, 0.2, 0.5, 0.8, 0.95], dtype=torch.float64)
 
 
-@every_dtype
-@every_shape
+@every_state
 @every_prediction
 @every_schedule
 def test_a_network_with_the_exact_answer_is_the_exact_field(

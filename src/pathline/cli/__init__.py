@@ -9,6 +9,8 @@ VERBS = {
     "sample": "draw rows from a trained model",
     "score": "log-density of every row of a file",
     "evaluate": "quality beside its noise floor",
+    "view": "a page, film or picture of a trained run",
+    "explore": "a page of the exact field, live: needs no model",
 }
 
 
@@ -20,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return int(stop.code or 0)
     except KeyboardInterrupt as stop:
-        print(f"pathline: {stop or 'interrupted'}", file=sys.stderr)
+        print(f"pathline: {str(stop) or 'interrupted'}", file=sys.stderr)
         return 130
     except (ValueError, TypeError, RuntimeError, OSError, ArithmeticError, MemoryError) as error:
         print(f"pathline: {_one_line(error)}", file=sys.stderr)
@@ -48,6 +50,10 @@ def _verb(name: str) -> Callable[[Sequence[str]], int]:
         from pathline.cli.score import run
     elif name == "evaluate":
         from pathline.cli.evaluate import run
+    elif name == "view":
+        from pathline.cli.view import run
+    elif name == "explore":
+        from pathline.cli.explore import run
     else:
         close = difflib.get_close_matches(name, (*VERBS, "--version", "--help"), n=1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(VERBS)}"

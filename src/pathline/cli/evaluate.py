@@ -1,6 +1,7 @@
 """``pathline evaluate``."""
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -10,9 +11,9 @@ import tyro
 
 from pathline.cli.folder import dataset_of, load_run, plain, read_rows
 from pathline.cli.options import check_seed, parse
-from pathline.cli.table import measures_table
+from pathline.cli.table import left_out, measures_table
+from pathline.data.toy import Toy
 from pathline.evaluation import evaluate
-from pathline.metrics import Measure
 from pathline.model import Model
 from pathline.train.dataset import Split
 
@@ -35,34 +36,34 @@ def run(argv: Sequence[str]) -> int:
     options = parse(EvaluateOptions, "evaluate", argv)
     check_seed(options.seed)
     model = load_run(options.directory)
-    measures = _measures(model, options.data, options.seed)
-    if options.json:
-        print(json.dumps(plain(measures), sort_keys=True))
-    else:
-        print(measures_table(measures))
-    return 0
-
-
-def _measures(model: Model, file: str | None, seed: int) -> dict[str, Measure]:
-    law = None
-    if file is None:
-        dataset = dataset_of(model)
-        held_out, fresh = dataset.held_out, dataset.train
-        law = dataset.toy
-    else:
-        rows = read_rows(file, model)
-        if len(rows) < 4:
-            raise ValueError(f"{file}: has {len(rows)} rows; at least 4 are needed, half of them for the noise floor")
-        held_out, fresh = _halves(rows, seed)
-    return evaluate(
+    held_out, fresh, law = _rows(model, options.data, options.seed)
+    measures = evaluate(
         model,
         held_out.rows,
         fresh.rows,
         held_out_condition=held_out.condition,
         fresh_condition=fresh.condition,
         law=law,
-        seed=seed,
+        seed=options.seed,
     )
+    if options.json:
+        print(json.dumps(plain(measures), sort_keys=True))
+    else:
+        print(measures_table(measures))
+    if line := left_out(measures, len(held_out)):
+        print(line, file=sys.stderr)
+    return 0
+
+
+def _rows(model: Model, file: str | None, seed: int) -> tuple[Split, Split, Toy | None]:
+    """Rows to hold the model against, more for the noise floor, and their law where it is known."""
+    if file is None:
+        dataset = dataset_of(model)
+        return dataset.held_out, dataset.train, dataset.toy
+    rows = read_rows(file, model)
+    if len(rows) < 4:
+        raise ValueError(f"{file}: has {len(rows)} rows; at least 4 are needed, half of them for the noise floor")
+    return *_halves(rows, seed), None
 
 
 def _halves(rows: Split, seed: int) -> tuple[Split, Split]:

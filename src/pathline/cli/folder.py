@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -14,7 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from pathline.data.tables import read_table, restore
+from pathline.data.tables import Table, read_table, restore
 from pathline.files import replacing
 from pathline.metrics import Measure
 from pathline.model import FILE, Model, load
@@ -63,7 +64,7 @@ class Folder:
             raise ValueError(f"{self.path}: is a file; name a directory for --out")
         held = sorted(item.name for item in self.path.iterdir()) if self.path.exists() else []
         held = [name for name in held if not name.startswith(".")]
-        self._check_free()
+        self.check_free()
         if held and not force:
             if "config.json" in held and FILE not in held:
                 raise ValueError(
@@ -92,7 +93,7 @@ class Folder:
         Raises:
             ValueError: a live process holds it, or the directory cannot be written to.
         """
-        self._check_free()
+        self.check_free()
         lock = self.path / LOCK
         with replacing(lock) as temporary:
             temporary.write_text(str(os.getpid()))
@@ -133,7 +134,8 @@ class Folder:
         with replacing(self.path / name) as temporary:
             temporary.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
 
-    def _check_free(self) -> None:
+    def check_free(self) -> None:
+        """Raises ValueError where another process that lives is training there."""
         lock = self.path / LOCK
         try:
             owner = int(lock.read_text()) if lock.exists() else 0
@@ -141,7 +143,7 @@ class Folder:
             owner = 0
         if owner and owner != os.getpid() and _alive(owner):
             raise ValueError(
-                f"{self.path}: process {owner} is training there; wait for it or choose another --out "
+                f"{self.path}: process {owner} is training there; wait for it or name another directory "
                 f"(if it is no training run, delete {lock})"
             )
 
@@ -185,6 +187,7 @@ def load_run(directory: str, device: str = "cpu") -> Model:
     if not path.exists():
         raise ValueError(f"{path}: no such directory; make a run with `pathline train DATA --out {path}`")
     if path.is_dir() and not (path / FILE).exists():
+        Folder(path).check_free()
         if (path / "config.json").exists():
             raise ValueError(f"{path}: the run there was stopped; finish it with `pathline train --resume {path}`")
         raise ValueError(f"{path}: holds no model; make one with `pathline train DATA --out DIR`")
@@ -231,17 +234,30 @@ def read_rows(file: str, model: Model) -> Split:
     names = list(columns_of(model))
     condition = model.condition.name if model.condition else None
     try:
-        table = read_table(file, columns=names, condition=condition, min_rows=1)
+        table = read_columns(file, names, condition)
     except ValueError:
         if Path(file).suffix.lower() not in (".npy", ".npz"):
             raise
-        table = read_table(file, condition=condition, min_rows=1)
+        table = read_columns(file, None, condition)
         if len(table.columns) != len(names):
             held = f"has {len(table.columns)} columns, the model has {len(names)}"
             raise ValueError(f"{file}: {held} ({', '.join(names[:20])}); give an array of these columns") from None
     values = table.frame[condition].to_numpy() if condition else None
     rows = torch.from_numpy(table.rows)
     return Split(rows.reshape(-1, *model.shape) if isinstance(model.transform, Identity) else rows, values)
+
+
+def read_columns(file: str, names: Sequence[str] | None, condition: str | None = None) -> Table:
+    """A table, for a command without the options --columns, --drop and --condition.
+
+    Raises:
+        ValueError: columns are missing, or the file can't be used.
+    """
+    try:
+        return read_table(file, columns=names, condition=condition, min_rows=1)
+    except ValueError as error:
+        text = re.sub(r"--(columns|condition):? ", "", str(error))
+        raise ValueError(re.sub(r", or leave the columns out: --drop .*", "", text, flags=re.DOTALL)) from error
 
 
 def as_frame(model: Model, rows: Tensor, condition: np.ndarray | None) -> pd.DataFrame:

@@ -10,9 +10,9 @@ import torch
 import tyro
 from torch import Tensor
 
-from pathline.cli.folder import as_frame, check_out, columns_of, load_run, row_shape
+from pathline.cli.folder import as_frame, check_out, columns_of, load_run, read_columns, row_shape
 from pathline.cli.options import check_seed, parse
-from pathline.data.tables import read_table, write_table
+from pathline.data.tables import write_table
 from pathline.model import Model
 from pathline.viz.figures import samples_figure, save_figure
 
@@ -67,7 +67,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _starts(file: str, model: Model) -> Tensor:
-    table = read_table(file, min_rows=1)
+    table = read_columns(file, None)
     dim = int(np.prod(model.shape))
     if len(table.columns) != dim:
         raise ValueError(f"{file}: has {len(table.columns)} columns; source points of this model have {dim}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from pathline.evaluation import MOST_SCORED
 from pathline.metrics import Measure
 
 _NOTES = {
@@ -12,6 +13,7 @@ _NOTES = {
     "c2st": "accuracy of a classifier told to tell them apart; 0.5 is best",
     "log_likelihood": "mean over held-out rows, nats; the floor is the true density's",
     "model_calls": "per sample",
+    "training_steps": "",
     "training_seconds": "",
 }
 
@@ -25,5 +27,15 @@ def measures_table(measures: Mapping[str, Measure]) -> str:
     return "\n".join(lines)
 
 
+def left_out(measures: Mapping[str, Measure], rows: int) -> str:
+    """One line where the log-likelihood is not over all rows that were scored, else nothing."""
+    scored = min(rows, MOST_SCORED)
+    out = scored - (measures["log_likelihood"].n if "log_likelihood" in measures else 0)
+    why = "off a constant, integer or positive column"
+    return f"log_likelihood leaves out {out:,} of {scored:,} rows: their log_prob is -inf, {why}" if out else ""
+
+
 def _number(value: float | None) -> str:
-    return f"{'-':>11}" if value is None else f"{value:>11.3g}"
+    if value is None:
+        return f"{'-':>11}"
+    return f"{value:>11,.0f}" if value >= 1000 else f"{value:>11.3g}"

@@ -1,7 +1,7 @@
 """``pathline train``."""
 
+import importlib
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,10 +10,10 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from pathline.cli.folder import Folder, as_frame, read_json
+from pathline.cli.folder import Folder, Plan, read_json
 from pathline.cli.options import parse
 from pathline.cli.progress import Progress
-from pathline.cli.table import measures_table
+from pathline.cli.table import left_out, measures_table
 from pathline.data.tables import split_names
 from pathline.evaluation import evaluate
 from pathline.metrics import Measure
@@ -21,7 +21,8 @@ from pathline.model import FILE, Model
 from pathline.train.checkpoint import read_about
 from pathline.train.config import Config
 from pathline.train.dataset import Dataset, open_dataset
-from pathline.train.default import default_threads, settled, train
+from pathline.train.default import chosen_device, default_threads, settled, threads, train
+from pathline.train.recipe import Recipe
 from pathline.viz.figures import samples_figure, save_figure
 from pathline.viz.flow import flow_page
 
@@ -64,79 +65,113 @@ class TrainOptions:
 
 def run(argv: Sequence[str]) -> int:
     options = parse(TrainOptions, "train", argv)
+    _check(options)
     if options.resume is not None:
-        folder, config, data = _resumed(options)
+        folder = Folder(Path(options.resume))
+        plan = _resumed(options, folder)
+        dataset = _same_dataset(plan)
     else:
-        folder, config, data = _fresh(options)
-    dataset = open_dataset(data, config)
-    config = settled(config, dataset.transform.dim, None if dataset.toy else len(dataset.train))
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    _check_device(device)
-    if options.resume is None:
+        folder, data, config = _fresh(options)
+        dataset = open_dataset(data, config)
+        plan = _planned(options, data, config, dataset)
         folder.prepare(options.force)
     with folder.locked():
         if options.resume is None:
             folder.clear()
-        folder.write_json("config.json", {"config": config.to_dict(), "data": data})
-        torch.set_num_threads(_threads(options, config))
+        folder.write_plan(plan)
         print(f"training on {dataset.story}, {dataset.transform.dim} dimensions", file=sys.stderr)
-        model, seconds = _train(folder, dataset, config, device, options.checkpoint_every)
+        with threads(plan.threads):
+            model, seconds = _train(folder, dataset, plan, options.checkpoint_every)
         model.save(folder.path / FILE)
-        measures = _finish(folder, model, dataset, config, seconds)
+        measures = _finish(folder, model, dataset, plan.config.recipe.seed, seconds)
     print(measures_table(measures))
     print(f"{folder.path}: {', '.join(sorted(item.name for item in folder.path.iterdir()))}")
     return 0
 
 
-def _fresh(options: TrainOptions) -> tuple[Folder, Config, str]:
+def _check(options: TrainOptions) -> None:
+    if options.steps is not None and options.minutes is not None:
+        raise ValueError("give --steps or --minutes, not both")
+    if options.threads is not None and options.threads < 1:
+        raise ValueError(f"--threads must be at least 1, got {options.threads}")
+    if not options.checkpoint_every >= 0:
+        raise ValueError(f"--checkpoint-every must be 0 seconds or more, got {options.checkpoint_every}")
+    Recipe(steps=options.steps, minutes=options.minutes, seed=options.seed or 0).check()
+
+
+def _fresh(options: TrainOptions) -> tuple[Folder, str, Config]:
     if options.data is None:
         raise ValueError("name the DATA to train on: a file, or a toy such as annulus (see pathline train --help)")
     if options.out is None:
         raise ValueError("name the run's directory: --out DIR")
-    if options.steps is not None and options.minutes is not None:
-        raise ValueError("give --steps or --minutes, not both")
-    config = Config()
-    if options.config is not None:
-        values = read_json(Path(options.config))
-        config = Config.from_dict(values["config"] if isinstance(values, dict) and "config" in values else values)
-    chosen = {name: getattr(options, name) for name in ("steps", "minutes", "seed")}
-    recipe = replace(config.recipe, **{name: value for name, value in chosen.items() if value is not None})
-    recipe.check()
+    config = Config() if options.config is None else _read_config(Path(options.config))
+    recipe = config.recipe
+    if options.steps is not None or options.minutes is not None:
+        recipe = replace(recipe, steps=options.steps, minutes=options.minutes)
+    if options.seed is not None:
+        recipe = replace(recipe, seed=options.seed)
     named: dict[str, Any] = {"condition": options.condition}
     for name in ("columns", "drop", "positive"):
         text = getattr(options, name)
         named[name] = None if text is None else split_names(text)
     config = replace(config, recipe=recipe, **{name: value for name, value in named.items() if value is not None})
-    return Folder(Path(options.out)), config, options.data
+    return Folder(Path(options.out)), options.data, config
 
 
-def _resumed(options: TrainOptions) -> tuple[Folder, Config, str]:
+def _read_config(file: Path) -> Config:
+    """The config in a JSON file, which may be the ``config.json`` of a run."""
+    values = read_json(file)
+    try:
+        return Config.from_dict(values["config"] if isinstance(values, dict) and "config" in values else values)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def _planned(options: TrainOptions, data: str, config: Config, dataset: Dataset) -> Plan:
+    config = settled(config, dataset.transform.dim, None if dataset.toy else len(dataset.train))
+    count = options.threads or default_threads(config)
+    return Plan(config, data, dataset.about.get("fingerprint"), chosen_device(options.device), count)
+
+
+def _resumed(options: TrainOptions, folder: Folder) -> Plan:
+    """The run's plan with what the options change of it."""
     allowed = {"resume", "steps", "device", "threads", "checkpoint_every"}
     for name, value in vars(options).items():
-        if name not in allowed and value not in (None, False):
-            raise ValueError(f"--{name} can't change on --resume; the run keeps what it was started with")
-    folder = Folder(Path(str(options.resume)))
-    config, data = folder.read_config()
-    done = read_about(folder.state) if folder.state.exists() else {"step": 0, "recipe": vars(config.recipe)}
-    step, planned = done["step"], options.steps or done["recipe"]["steps"]
-    if options.steps is not None and options.steps < 1:
-        raise ValueError(f"--steps must be at least 1, got {options.steps}")
-    if step >= planned:
-        raise ValueError(f"{folder.path}: finished its {step} steps; train on with --steps {2 * step}")
-    minutes = config.recipe.minutes if step == 0 else None
-    return folder, replace(config, recipe=replace(config.recipe, steps=planned, minutes=minutes)), data
+        if name not in allowed and value is not None and value is not False:
+            what = "DATA" if name == "data" else f"--{name}"
+            raise ValueError(f"{what} can't be given with --resume; the run keeps what it was started with")
+    plan = folder.read_plan()
+    recipe, step = plan.config.recipe, 0
+    if folder.state.exists():
+        done = read_about(folder.state)
+        step, planned = done["step"], recipe.steps if recipe.minutes is None else done["recipe"]["steps"]
+        steps = options.steps or planned
+        if steps < step or step == steps == folder.measured_steps():
+            raise ValueError(f"{folder.path}: has finished {step} steps; train on with --steps {2 * step}")
+    if options.steps is not None:
+        recipe = replace(recipe, steps=options.steps, minutes=None)
+    device, count = chosen_device(options.device or plan.device), options.threads or plan.threads
+    return replace(plan, config=replace(plan.config, recipe=recipe), device=device, threads=count)
 
 
-def _train(folder: Folder, dataset: Dataset, config: Config, device: str, every: float) -> tuple[Model, float]:
+def _same_dataset(plan: Plan) -> Dataset:
+    dataset = open_dataset(plan.data, plan.config)
+    if dataset.about.get("fingerprint") != plan.fingerprint:
+        raise ValueError(f"{plan.data}: has changed since the run was started; put it back, or start anew with --out")
+    return dataset
+
+
+def _train(folder: Folder, dataset: Dataset, plan: Plan, every: float) -> tuple[Model, float]:
+    """The model, on the CPU, and the seconds that its training took."""
+    importlib.import_module("torch._dynamo")  # the first optimiser imports it, and a second of imports is no training
     resume = folder.state.exists()
     first = read_about(folder.state)["step"] if resume else 0
-    started = time.perf_counter()
     with Progress(folder.path / "log.jsonl", dataset.transform.dim, first) as progress:
         try:
             model = train(
                 dataset,
-                config,
-                device=device,
+                plan.config,
+                device=plan.device,
                 callback=progress,
                 checkpoint=folder.state,
                 checkpoint_every=every,
@@ -144,13 +179,12 @@ def _train(folder: Folder, dataset: Dataset, config: Config, device: str, every:
             )
         except KeyboardInterrupt as stop:
             raise KeyboardInterrupt(f"stopped; go on with `pathline train --resume {folder.path}`") from stop
-    return model, time.perf_counter() - started
+    return replace(model, field=model.field.cpu()), progress.seconds
 
 
-def _finish(folder: Folder, model: Model, dataset: Dataset, config: Config, seconds: float) -> dict[str, Measure]:
-    """Measures the model, and writes metrics and pictures."""
+def _finish(folder: Folder, model: Model, dataset: Dataset, seed: int, seconds: float) -> dict[str, Measure]:
+    """Measures the model, and writes pictures and, last of all, metrics."""
     print("measuring and drawing", file=sys.stderr)
-    seed = config.recipe.seed
     held_out, fresh = dataset.held_out, dataset.train
     measures = evaluate(
         model,
@@ -161,33 +195,25 @@ def _finish(folder: Folder, model: Model, dataset: Dataset, config: Config, seco
         law=dataset.toy,
         seed=seed,
     )
+    if line := left_out(measures, len(held_out)):
+        print(line, file=sys.stderr)
     measures["model_calls"] = Measure(float(model.preset.nfe or 0), None, None, 1)
+    measures["training_steps"] = Measure(float(model.about["steps"]), None, None, 1)
     measures["training_seconds"] = Measure(round(seconds, 2), None, None, 1)
+    _draw(folder, model, dataset, seed)
     folder.write_metrics(measures)
-    generator = torch.Generator().manual_seed(seed)
-    samples = model.sample(min(3000, max(64, len(held_out))), generator=generator)
-    columns = tuple(as_frame(model, samples[:1], None).columns)
-    figure = samples_figure(held_out.rows, samples, columns, dataset.shape)
-    save_figure(figure, folder.path / "samples.png")
-    if model.shape == (2,):
-        kinds = dataset.transform.kinds
-        axes = [name for name, kind in zip(columns, kinds, strict=True) if kind != "constant"]
-        title = dataset.toy.name if dataset.toy else Path(str(dataset.about["file"])).name
-        note = f"A flow trained on {dataset.story}. This page holds samples and densities, and no row of the data."
-        flow_page(model, (axes[0], axes[1]), title, note, seed).save(folder.path / "flow.html")
     return measures
 
 
-def _threads(options: TrainOptions, config: Config) -> int:
-    if options.threads is None:
-        return default_threads(config)
-    if options.threads < 1:
-        raise ValueError(f"--threads must be at least 1, got {options.threads}")
-    return options.threads
-
-
-def _check_device(device: str) -> None:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {device}: not to be had here; use --device cpu") from error
+def _draw(folder: Folder, model: Model, dataset: Dataset, seed: int) -> None:
+    """``samples.png``, and ``flow.html`` where two columns vary."""
+    held_out, transform = dataset.held_out.rows, dataset.transform
+    samples = model.sample(min(3000, max(64, len(held_out))), generator=torch.Generator().manual_seed(seed))
+    figure = samples_figure(held_out, samples, transform.columns, dataset.shape)
+    save_figure(figure, folder.path / "samples.png")
+    if model.shape == (2,):
+        pairs = zip(transform.columns, transform.kinds, strict=True)
+        x, y = (name for name, kind in pairs if kind != "constant")
+        title = dataset.toy.name if dataset.toy else Path(str(dataset.about["file"])).name
+        note = f"A flow trained on {dataset.story}. This page holds samples and densities, and no row of the data."
+        flow_page(model, (x, y), title, note, seed).save(folder.path / "flow.html")

@@ -8,8 +8,8 @@ $$\log p_t = \log \sum_i w_i \mathcal N_i, \quad u_t = \mathbb E[v_i], \quad \na
 - \mathbb E[\Delta g_i] \cdot \mathbb E[\Delta v_i],$$
 
 expectations under $p_i$, differences $\Delta$ taken from one reference component, so that a covariance does not
-drown in the means that it is about. One pass over chunks of components with a running softmax gives all of them, so memory is
-O(batch x chunk). All arithmetic is float64; results come back in the dtype of x.
+drown in the means that it is about. One pass over chunks of components with a running softmax gives all of them, so
+memory is O(batch x chunk). All arithmetic is float64; results come back in the dtype of x.
 
 Reference: Lipman et al., "Flow Matching for Generative Modeling", arXiv:2210.02747; Bertrand et al., "On the
 closed-form of flow matching: generalization does not arise from target stochasticity", arXiv:2506.03719.
@@ -107,9 +107,7 @@ class _MixtureField(ABC):
         """The divergence of u_t at ``x``, shape ``(b,)``, without automatic differentiation."""
         return self.velocity_and_divergence(x, t, label=label)[1]
 
-    def velocity_and_divergence(
-        self, x: Tensor, t: Tensor, *, label: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def velocity_and_divergence(self, x: Tensor, t: Tensor, *, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Both in one pass over the components: shapes ``(b, *d)`` and ``(b,)``."""
         _, (parts,) = self._expect(x, t, label, "divergence")
         d = self.shape.numel()
@@ -132,9 +130,7 @@ class _MixtureField(ABC):
         log_prob, *means = (torch.cat(part) for part in zip(*parts, strict=True))
         return log_prob - log_total, means
 
-    def _expect_rows(
-        self, x: Tensor, t: Tensor, label: Tensor | None, statistics: Sequence[Statistic]
-    ) -> list[Tensor]:
+    def _expect_rows(self, x: Tensor, t: Tensor, label: Tensor | None, statistics: Sequence[Statistic]) -> list[Tensor]:
         top = x.new_full((len(x), 1), torch.finfo(x.dtype).min)
         total, sums = x.new_zeros(len(x), 1), [0.0] * len(statistics)
         step = max(1, CHUNK // max(1, len(x) * self.chunk_width(len(t))))
@@ -240,9 +236,7 @@ class _Points(_Chunk):
         points = field.points[rows]
         self.points = points.reshape(len(points), -1)
         mean, self.precision, self.drift, self.rate = _isotropic(field.path, points, t)
-        mean_0, self.precision_0, self.drift_0, self.rate_0 = _isotropic(
-            field.path, field.points[field.reference], t
-        )
+        mean_0, self.precision_0, self.drift_0, self.rate_0 = _isotropic(field.path, field.points[field.reference], t)
         self.y, self.n = x - mean_0[:, 0], mean - mean_0
         self.velocity_0 = self.rate_0 * self.y + self.drift_0[:, 0]
         self.along = _inner(self.y, self.n)
@@ -316,7 +310,8 @@ class GaussianMixtureField(_MixtureField):
         self.variances, self.axes = _principal(covs.double(), *self.means.shape)
         self.log_weights = _log_weights(weights, means)
         self.reference = _most_central(self.means)
-        sigma = path.schedule(torch.ones((), dtype=torch.float64)).sigma
+        self.schedule = path.schedule
+        sigma = self.schedule(torch.ones((), dtype=torch.float64)).sigma
         self._sharp = float(sigma) == 0 and float(self.variances.min()) <= 0
 
     @property
@@ -335,7 +330,7 @@ class _Gaussians(_Chunk):
 
     def __init__(self, field: GaussianMixtureField, x: Tensor, t: Tensor, rows: slice) -> None:
         self.first = self if rows is field.reference else _Gaussians(field, x, t, field.reference)
-        alpha, sigma, alpha_rate, sigma_rate = (value[:, None, None] for value in field.path.schedule(t))
+        alpha, sigma, alpha_rate, sigma_rate = (value[:, None, None] for value in field.schedule(t))
         self.means, self.axes = field.means[rows], None if field.axes is None else field.axes[rows]
         own = field.variances[rows]
         variance = alpha**2 * own + sigma**2

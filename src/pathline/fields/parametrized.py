@@ -26,7 +26,8 @@ class ParametrizedField(nn.Module):
         super().__init__()
         if predicts not in get_args(Prediction):
             raise ValueError(f"predicts must be one of {', '.join(get_args(Prediction))}, got {predicts!r}")
-        self.net, self.path, self.predicts = net, path, predicts
+        self.net, self.path = net, path
+        self.predicts: Prediction = predicts
         self.open_ends = {end: path.inner_time(end) for end in open_ends(path, predicts)}
 
     def forward(self, x: Tensor, t: Tensor, /, **cond: Any) -> Tensor:

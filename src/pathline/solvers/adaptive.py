@@ -2,9 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+MOST_STEPS = 10_000
+"""Steps between two nodes after which an adaptive solver gives up."""
 
 
 @dataclass(frozen=True)
@@ -13,15 +17,20 @@ class Dopri5:
 
     Attributes:
         rtol, atol: tolerances of one step's error, relative and in the state's units.
+        last: the time of the last step before an open t = 1, from where the solve closes; nodes beyond it are left
+            out. ``None``: the field's own such time, or for an exact field of points the grid's last inner node, and
+            0.999 on a grid without one.
 
     Raises:
-        RuntimeError: the step size falls to nothing, which says that the tolerance cannot be met.
+        RuntimeError: the step size falls to nothing, or the steps between two nodes are more than `MOST_STEPS`,
+            which says that the tolerance cannot be met.
 
     Reference: Dormand & Prince, "A family of embedded Runge-Kutta formulae", J. Comput. Appl. Math. 6, 1980.
     """
 
     rtol: float = 1e-5
     atol: float = 1e-5
+    last: float | None = None
     name: str = "dopri5"
 
     @property
@@ -32,11 +41,14 @@ class Dopri5:
         from torchdiffeq import odeint
 
         ends = torch.tensor([t, s], dtype=torch.float64, device=x.device)
-        last = {"step_t": ends[1:]}  # without it the method steps past the end and interpolates
+        # without step_t the method steps past the end and interpolates; its trial of a first step may pass it still
+        options = {"step_t": ends[1:], "max_num_steps": MOST_STEPS}
+
+        def inside(time: Any, y: Tensor) -> Tensor:
+            return field(y, time.clamp(min(t, s), max(t, s)))
+
         try:
-            states = odeint(
-                lambda time, y: field(y, time), x, ends, rtol=self.rtol, atol=self.atol, method="dopri5", options=last
-            )
+            states = odeint(inside, x, ends, rtol=self.rtol, atol=self.atol, method="dopri5", options=options)
         except AssertionError as error:
             raise RuntimeError(
                 f"dopri5 cannot meet rtol={self.rtol:g}, atol={self.atol:g} between t = {t:.6g} and {s:.6g} "

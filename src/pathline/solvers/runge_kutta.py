@@ -48,6 +48,8 @@ def _combine(x: Tensor, h: float, weights: tuple[float, ...], stages: list[Tenso
 euler = Tableau("euler", 1, (0.0,), ((),), (1.0,))
 midpoint = Tableau("midpoint", 2, (0.0, 0.5), ((), (0.5,)), (0.0, 1.0))
 heun = Tableau("heun", 2, (0.0, 1.0), ((), (1.0,)), (0.5, 0.5))
+rk3 = Tableau("rk3", 3, (0.0, 0.5, 0.75), ((), (0.5,), (0.0, 0.75)), (2 / 9, 1 / 3, 4 / 9))
+"""Ralston's method of order 3, whose error constant is the least."""
 rk4 = Tableau(
     "rk4",
     4,

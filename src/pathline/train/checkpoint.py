@@ -56,7 +56,7 @@ def load_state(path: Path, net: nn.Module, optimizer: optim.Optimizer, ema: Movi
         optimizer.load_state_dict({"state": slots, "param_groups": groups})
     except (RuntimeError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{path}: is the state of another network or optimiser ({reason}); start the run again") from error
+        raise ValueError(f"{path}: is of another network or optimiser ({reason}); start the run again") from error
     return about["step"]
 
 

@@ -1,7 +1,8 @@
 """The default network and objective, trained on a `Dataset`: what the command line and `FlowMatcher` share."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -103,6 +104,17 @@ def _dequantise(transform: TableTransform, rows: Tensor) -> Augment:
         return transform.forward(rows[index], generator)[0].to(x1.dtype)
 
     return fresh
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """CPU threads for the length of a block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def default_threads(config: Config) -> int:

@@ -158,7 +158,7 @@ def _picture_figure(shown: Sequence[_Rows]) -> Figure:
     fig = _figure(3.6 * len(shown), 0.4 + 3.5 * math.ceil(count / across) / across * ratio)
     fig.set_layout_engine("constrained", wspace=0.05)
     for ax, (title, rows, _) in zip(fig.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-        tiles = _tile(((rows[:count] - low) / max(high - low, 1e-12)).clip(0, 1), across)
+        tiles = tile(((rows[:count] - low) / max(high - low, 1e-12)).clip(0, 1), across)
         ax.imshow(tiles, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         ax.set_title(title, fontsize=10)
         ax.set_axis_off()
@@ -249,7 +249,7 @@ def _thin(rows: np.ndarray) -> np.ndarray:
     return rows[np.linspace(0, len(rows) - 1, min(len(rows), _POINTS)).round().astype(int)]
 
 
-def _tile(pictures: np.ndarray, across: int) -> np.ndarray:
+def tile(pictures: np.ndarray, across: int) -> np.ndarray:
     """One picture of many, row by row, with white lines between."""
     height, width, *channels = pictures.shape[1:]
     gap = max(1, height // 14)

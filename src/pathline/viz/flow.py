@@ -34,49 +34,76 @@ def flow_page(model: Model, columns: tuple[str, str], title: str, note: str = ""
     if model.shape != (2,):
         raise ValueError(f"a flow page needs a model of two columns, this one has rows of shape {model.shape}")
     generator = torch.Generator().manual_seed(seed)
-    times = uniform(FRAMES - 1).tolist()
-    varying = _varying(model)
-    moved = torch.stack([model.transform.inverse(frame)[:, varying] for frame in _particles(model, generator)])
-    extent = _extent(moved)
-    density = torch.stack([_density(model, t, extent, generator) for t in times])
-    return FlowPage(title, columns, np.array(times), moved.float().numpy(), density.float().numpy(), extent, note)
+    moved = in_user_units(model, particles(model, PARTICLES, generator))
+    return plane(model, moved, columns, title, note, generator)
 
 
-def _varying(model: Model) -> list[int]:
-    kinds = getattr(model.transform, "kinds", ("real", "real"))
-    return [i for i, kind in enumerate(kinds) if kind != "constant"]
+def plane(
+    model: Model, moved: Tensor, columns: tuple[str, str], title: str, note: str, generator: torch.Generator
+) -> FlowPage:
+    """The page of particles that have been moved already, shape ``(FRAMES, n, 2)`` in the user's units."""
+    shown = extent(moved)
+    times = uniform(FRAMES - 1)
+    xs, ys = (torch.linspace(*ends, NODES, dtype=torch.float64) for ends in (shown[:2], shown[2:]))
+    nodes = torch.cartesian_prod(ys, xs).flip(1)
+    heights = torch.stack([density(model, t, nodes, generator).reshape(NODES, NODES) for t in times.tolist()])
+    return FlowPage(title, columns, times.numpy(), moved.float().numpy(), heights.float().numpy(), shown, note)
+
+
+def varying(model: Model) -> list[int]:
+    """Which of the user's columns vary."""
+    if isinstance(model.transform, Identity):
+        return list(range(int(np.prod(model.shape))))
+    return [i for i, kind in enumerate(model.transform.kinds) if kind != "constant"]
 
 
 @torch.no_grad()
-def _particles(model: Model, generator: torch.Generator) -> Tensor:
+def particles(model: Model, n: int, generator: torch.Generator) -> Tensor:
+    """``n`` samples on their way at ``FRAMES`` even times, in network units, shape ``(FRAMES, n, *shape)``.
+
+    Raises:
+        RuntimeError: a sample is not finite.
+    """
     weight = next(model.field.parameters())
-    x0 = model.path.source.sample((PARTICLES, 2), generator).to(weight)
+    x0 = model.path.source.sample((n, *model.shape), generator).to(weight)
     cond = {}
     if model.condition is not None:
-        drawn = model.condition.draw(PARTICLES, generator)
+        drawn = model.condition.draw(n, generator)
         cond = {"condition": model.condition.encode(drawn).to(weight)}
     states = solve(model.field, x0, uniform(FRAMES - 1), rk4, cond=cond, keep_states=True).states
     assert states is not None
     return states.cpu()
 
 
-def _extent(moved: Tensor) -> tuple[float, float, float, float]:
-    flat = moved.reshape(-1, 2).double()
-    low, high = (torch.quantile(flat, q, dim=0) for q in (0.002, 0.998))
-    margin = 0.08 * (high - low)
-    (x0, y0), (x1, y1) = (low - margin).tolist(), (high + margin).tolist()
+def in_user_units(model: Model, states: Tensor) -> Tensor:
+    """Frames of rows in the user's units, of the columns that vary, shape ``(k, n, w)``."""
+    rows = model.transform.inverse(states.flatten(0, 1)).flatten(1)[:, varying(model)]
+    return rows.reshape(*states.shape[:2], -1)
+
+
+def extent(moved: Tensor) -> tuple[float, float, float, float]:
+    """What of the plane a picture of the particles ``(k, n, 2)`` shows: all but the farthest few, and a margin."""
+    (x0, x1), (y0, y1) = (span(moved[..., axis]) for axis in (0, 1))
     return x0, x1, y0, y1
 
 
-def _density(model: Model, t: float, extent: tuple[float, float, float, float], generator: torch.Generator) -> Tensor:
-    xs, ys = (torch.linspace(*ends, NODES, dtype=torch.float64) for ends in (extent[:2], extent[2:]))
-    rows = _rows(model, torch.cartesian_prod(ys, xs).flip(1))
+def span(values: Tensor) -> tuple[float, float]:
+    """Ends of one axis: all but two in a thousand at either end, and a margin."""
+    flat = values.double().flatten()
+    low, high = (float(np.quantile(flat.numpy(), q)) for q in (0.002, 0.998))
+    margin = 0.08 * (high - low)
+    return low - margin, high + margin
+
+
+def density(model: Model, t: float, points: Tensor, generator: torch.Generator) -> Tensor:
+    """Density of the model at time t at ``points`` ``(m, w)`` in the columns that vary, in the user's units."""
+    rows = rows_with(model, points)
     z, log_abs_det = model.transform.forward(rows, generator)
     start = z.to(next(model.field.parameters()))
     total = torch.zeros(len(rows), dtype=torch.float64)
-    for share, cond in _conditions(model, len(rows)):
+    for share, cond in conditions(model, len(rows)):
         total += share * (_log_density(model, start, t, cond) + log_abs_det).exp().nan_to_num(0.0)
-    return total.reshape(NODES, NODES)
+    return total
 
 
 @torch.no_grad()
@@ -88,18 +115,18 @@ def _log_density(model: Model, z: Tensor, t: float, cond: dict[str, Tensor]) -> 
     return solved.value.double().cpu()
 
 
-def _rows(model: Model, points: Tensor) -> Tensor:
-    """Rows in the user's units with ``points`` in the two columns that vary."""
+def rows_with(model: Model, points: Tensor) -> Tensor:
+    """Rows in the user's units with ``points`` in the columns that vary."""
     transform = model.transform
     if isinstance(transform, Identity):
         return points
     rows = torch.tensor(transform.shift, dtype=torch.float64).repeat(len(points), 1)
-    rows[:, _varying(model)] = points
+    rows[:, varying(model)] = points
     whole = torch.tensor([kind == "integer" for kind in transform.kinds])
     return torch.where(whole, rows.floor(), rows)
 
 
-def _conditions(model: Model, n: int) -> list[tuple[float, dict[str, Tensor]]]:
+def conditions(model: Model, n: int) -> list[tuple[float, dict[str, Tensor]]]:
     """Conditions to mix over, with their shares."""
     condition = model.condition
     if condition is None:

@@ -1,25 +1,15 @@
 """One page that shows a two-dimensional flow: a file that opens from disk and needs no network."""
 
-import base64
-import hashlib
-import html
-import json
-import re
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 
-from pathline.files import replacing
+from pathline.viz import document
 
-SCRIPTS = ("colour.js", "camera.js", "webgl.js", "flat.js", "scene.js", "flow.js")
-ALPHABET = np.frombuffer(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/", dtype=np.uint8)
-
-POLICY = (
-    "default-src 'none'; script-src {script}; style-src {style}; img-src data:; base-uri 'none'; form-action 'none'"
-)
+SCENE = ("colour.js", "camera.js", "webgl.js", "flat.js", "scene.js")
+SCRIPTS = (*SCENE, "flow.js", "single.js")
 
 
 @final
@@ -64,29 +54,18 @@ class FlowPage:
     @property
     def html(self) -> str:
         """The page."""
-        style = _asset("page.css")
-        script = "\n".join(_asset(name) for name in SCRIPTS)
-        parts = {
-            "title": html.escape(self.title),
-            "note": html.escape(self.note),
-            "policy": POLICY.format(script=_digest(script), style=_digest(style)),
-            "style": style,
-            "script": script,
-            "data": _embed(self._data()),
-        }
-        return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _asset("flow.html"))
+        texts = {"title": self.title, "note": self.note}
+        return document.compose("flow.html", ("page.css",), SCRIPTS, texts, self.data())
 
     def save(self, path: str | Path) -> None:
         """Writes the page to ``path``, whole or not at all; a folder that is not there is a ValueError."""
-        with replacing(path) as temporary:
-            temporary.write_bytes(self.html.encode())
+        document.save(self.html, path)
 
     def _repr_html_(self) -> str:
-        frame = "width: 100%; height: 640px; border: 0; border-radius: 8px"
-        label, page = html.escape(self.title), html.escape(self.html)
-        return f'<iframe title="{label}" sandbox="allow-scripts" style="{frame}" srcdoc="{page}"></iframe>'
+        return document.notebook(self.title, self.html)
 
-    def _data(self) -> dict[str, Any]:
+    def data(self) -> dict[str, Any]:
+        """What the page's script reads, as JSON values."""
         xmin, xmax, ymin, ymax = (float(v) for v in self.extent)
         low, span = np.array([xmin, ymin]), np.array([xmax - xmin, ymax - ymin])
         peak = float(np.max(self.density))
@@ -96,29 +75,9 @@ class FlowPage:
             "extent": [xmin, xmax, ymin, ymax],
             "grid": int(self.density.shape[1]),
             "peak": peak,
-            "density": _pack(np.sqrt(self.density / peak)),
-            "particles": _pack(((self.particles - low) / span + 0.5) / 2),
+            "density": document.pack(np.sqrt(self.density / peak)),
+            "particles": document.pack(((self.particles - low) / span + 0.5) / 2),
         }
-
-
-def _pack(shares: np.ndarray) -> str:
-    """Numbers in [0, 1], others clipped to it, as two characters of six bits each."""
-    values = np.rint(np.clip(shares.ravel(), 0, 1) * 4095).astype(np.uint16)
-    return ALPHABET[np.stack([values >> 6, values & 63], axis=-1)].tobytes().decode()
-
-
-def _embed(data: dict[str, Any]) -> str:
-    """JSON that no text in it can break out of a script element with."""
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026")
-
-
-def _digest(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def _asset(name: str) -> str:
-    return (files("pathline.viz") / "assets" / name).read_text(encoding="utf-8")
 
 
 def _check_columns(columns: tuple[str, str]) -> None:

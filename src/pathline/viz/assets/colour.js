@@ -40,3 +40,25 @@ function colourMap(stops, size = 256) {
 function clamp(value, low, high) {
   return Math.min(Math.max(value, low), high);
 }
+
+// The colours that the style sheet gives to what is drawn.
+function theme() {
+  const style = getComputedStyle(document.documentElement);
+  const bytes = (name) => style.getPropertyValue(name).match(/[0-9a-f]{2}/gi).map((pair) => parseInt(pair, 16));
+  const name = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+  return {
+    name, map: colourMap(COLOUR_STOPS[name]), grid: bytes("--grid"), edge: bytes("--edge"),
+    contour: bytes("--contour").map((v) => v / 255), particle: bytes("--particle"), tail: bytes("--tail"),
+    shade: name === "dark" ? [0.66, 0.4, 0.12] : [0.79, 0.24, 0.08],
+    rim: bytes("--rim").slice(0, 3).map((v) => v / 255),
+  };
+}
+
+// The colours of a theme's map as a CSS gradient.
+function ramp({ name, map }) {
+  const stops = COLOUR_STOPS[name].map((_, k, all) => {
+    const at = 4 * Math.round(k / (all.length - 1) * 255);
+    return `rgb(${map.slice(at, at + 3).join(" ")})`;
+  });
+  return `linear-gradient(to right, ${stops.join(", ")})`;
+}

@@ -37,6 +37,7 @@ class FlatRenderer {
 
   points({ xyz, rgba, diameter }, { theme, pixel, scale }) {
     const { context } = this;
+    if (!xyz.length) return;
     const radius = diameter * pixel * scale / 2;
     const path = new Path2D();
     for (let k = 0; k < xyz.length; k += 3) {
@@ -51,10 +52,14 @@ class FlatRenderer {
     context.stroke(path);
   }
 
+  strokes(layer, frame) {
+    this.lines(layer, frame);
+  }
+
   // Neighbouring segments of one colour are drawn as one path.
-  lines({ xyz, rgba }, { pixel }) {
+  lines({ xyz, rgba, width = 1 }, { pixel }) {
     const { context } = this;
-    context.lineWidth = pixel;
+    context.lineWidth = pixel * width;
     let style = null;
     for (let k = 0; k < xyz.length / 3; k += 2) {
       const next = css(rgba, 4 * k);

@@ -35,28 +35,96 @@ class Frames {
   }
 }
 
-class Flow {
-  constructor(data) {
-    const [xmin, xmax, ymin, ymax] = data.extent;
-    this.data = data;
+// Time, its slider and its button; `show(t)` draws, `run(on)` keeps calling `advance(seconds)` while on.
+class Player {
+  constructor() {
     this.t = 0;
     this.playing = false;
-    this.density = new Frames(data.times, decode(data.density));
-    // Particles are stored over a frame of twice the extent, so that those outside it stay true.
-    this.particles = new Frames(data.times, decode(data.particles).map((v) => 2 * v - 0.5));
+    this.followers = [];
+  }
+
+  seek(t) {
+    this.t = clamp(t, 0, 1);
+    this.show(this.t);
+    const text = `t = ${this.t.toFixed(2)}`;
+    const slider = document.getElementById("time");
+    slider.value = this.t;
+    slider.style.setProperty("--share", `${100 * this.t}%`);
+    slider.setAttribute("aria-valuetext", text);
+    document.getElementById("clock").textContent = text;
+    for (const follow of this.followers) follow(this.t);
+  }
+
+  play(on) {
+    if (on && this.t >= 1) this.seek(0);
+    this.playing = on;
+    const button = document.getElementById("play");
+    button.classList.toggle("playing", on);
+    button.setAttribute("aria-label", on ? "Pause" : "Play");
+    this.run(on);
+  }
+
+  advance(seconds) {
+    this.seek(this.t + seconds / SECONDS);
+    if (this.t >= 1) this.play(false);
+    return this.playing;
+  }
+
+  listen() {
+    const slider = document.getElementById("time");
+    slider.addEventListener("input", () => {
+      this.play(false);
+      this.seek(Number(slider.value));
+    });
+    document.getElementById("play").addEventListener("click", () => this.play(!this.playing));
+    document.getElementById("reset")?.addEventListener("click", () => this.key("0"));
+    document.addEventListener("keydown", (event) => {
+      if (event.ctrlKey || event.metaKey || event.altKey) return;
+      const { target } = event;
+      if (["BUTTON", "SUMMARY", "INPUT"].includes(target.tagName) && target !== slider && event.key === " ") return;
+      if (target.tagName === "SELECT" || (target === slider && event.key.startsWith("Arrow"))) return;
+      if (event.key === " ") this.play(!this.playing);
+      else if (!this.key(event.key, target)) return;
+      event.preventDefault();
+    });
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+      this.repaint();
+      this.seek(this.t);
+    });
+  }
+}
+
+class Flow extends Player {
+  constructor(data) {
+    super();
+    const stage = document.querySelector(".stage");
+    const tall = stage.clientHeight > stage.clientWidth;
+    const home = { azimuth: 0.62, elevation: tall ? 0.7 : 0.56 };
+    this.rise = tall ? 1.1 : 0.8;
+    this.scene = new Scene(stage, { size: this.box(data), home, theme: theme() });
+    this.load(data);
+    this.listen();
+    this.seek(0);
+  }
+
+  box({ extent: [xmin, xmax, ymin, ymax] }) {
+    const ratio = (xmax - xmin) / (ymax - ymin);
+    const shape = ratio > 1 / 3 && ratio < 3 ? [Math.min(ratio, 1), Math.min(1 / ratio, 1)] : [1, 1];
+    return [2 * shape[0], 2 * shape[1], this.rise];
+  }
+
+  // One frame of density stays as it is; particles are stored over twice the extent, so those outside stay true.
+  load(data) {
+    this.data = data;
+    const heights = typeof data.density === "string" ? decode(data.density) : data.density;
+    const whole = heights.length === data.grid ** 2;
+    this.density = whole ? new Frames([0, 1], repeated(heights)) : new Frames(data.times, heights);
+    const places = typeof data.particles === "string" ? decode(data.particles).map((v) => 2 * v - 0.5) : data.particles;
+    this.particles = new Frames(data.times, places);
     this.count = this.particles.width / 2;
     this.heights = new Float32Array(this.density.width);
     this.tail = Array.from({ length: TAIL.pieces + 1 }, () => new Float32Array(2 * this.count));
-    const ratio = (xmax - xmin) / (ymax - ymin);
-    const shape = ratio > 1 / 3 && ratio < 3 ? [Math.min(ratio, 1), Math.min(1 / ratio, 1)] : [1, 1];
-    const stage = document.querySelector(".stage");
-    const tall = stage.clientHeight > stage.clientWidth;
-    const size = [2 * shape[0], 2 * shape[1], tall ? 1.1 : 0.8];
-    const home = { azimuth: 0.62, elevation: tall ? 0.7 : 0.56 };
-    this.scene = new Scene(stage, { size, home, theme: theme() });
     this.build();
-    this.listen();
-    this.seek(0);
   }
 
   build() {
@@ -76,36 +144,43 @@ class Flow {
     document.getElementById("peak").textContent = label(Number(data.peak.toPrecision(2)));
   }
 
+  // Other data in the same scene.
+  swap(data) {
+    const { scene } = this;
+    scene.layers.length = 0;
+    document.querySelector(".labels").replaceChildren();
+    const size = this.box(data);
+    scene.size = scene.renderer.flat ? [size[0], size[1], 0] : size;
+    scene.view = null;
+    this.load(data);
+    this.seek(this.t);
+  }
+
   // Colours of this theme, vertex by vertex.
   paint() {
-    const { scene: { theme }, count } = this;
+    const { scene, count } = this;
+    const { theme } = scene;
     this.dots.rgba = repeat([theme.particle], count);
     const fading = Array.from({ length: TAIL.pieces }, (_, k) => {
       const [r, g, b, a] = theme.tail;
       return [r, g, b, Math.round(a * (1 - k / TAIL.pieces) ** 1.5)];
     });
     this.tails.rgba = repeat(fading, 2 * count);
-    const stops = COLOUR_STOPS[theme.name].map((_, k, all) => {
-      const at = 4 * Math.round(k / (all.length - 1) * 255);
-      return `rgb(${theme.map.slice(at, at + 3).join(" ")})`;
-    });
-    document.querySelector(".bar").style.background = `linear-gradient(to right, ${stops.join(", ")})`;
+    document.querySelector(".bar").style.background = ramp(scene.theme);
   }
 
-  seek(t) {
-    this.t = clamp(t, 0, 1);
-    this.ground.set(this.density.at(this.t, this.heights));
-    this.tail.forEach((xy, k) => this.particles.at(Math.max(this.t - k * TAIL.span / TAIL.pieces, 0), xy));
+  repaint() {
+    this.scene.setTheme(theme());
+    this.paint();
+  }
+
+  show(t) {
+    this.ground.set(this.density.at(t, this.heights));
+    this.tail.forEach((xy, k) => this.particles.at(Math.max(t - k * TAIL.span / TAIL.pieces, 0), xy));
     const nodes = this.tail.map((xy) => this.lay(xy));
     const shown = nodes[0].filter((u, k) => k % 3 === 0 && u !== NOWHERE).length;
     this.dots.set(nodes[0]);
     this.tails.set(segments(nodes));
-    const text = `t = ${this.t.toFixed(2)}`;
-    const slider = document.getElementById("time");
-    slider.value = this.t;
-    slider.style.setProperty("--share", `${100 * this.t}%`);
-    slider.setAttribute("aria-valuetext", text);
-    document.getElementById("clock").textContent = text;
     const [some, all] = [shown, this.count].map((n) => n.toLocaleString("en"));
     document.getElementById("count").textContent = shown < this.count ? `${some} of ${all}` : all;
   }
@@ -120,59 +195,21 @@ class Flow {
     return xyz;
   }
 
-  play(on) {
-    if (on && this.t >= 1) this.seek(0);
-    this.playing = on;
+  run(on) {
     this.scene.tick = on ? (seconds) => this.advance(seconds) : null;
-    const button = document.getElementById("play");
-    button.classList.toggle("playing", on);
-    button.setAttribute("aria-label", on ? "Pause" : "Play");
     this.scene.invalidate();
   }
 
-  advance(seconds) {
-    this.seek(this.t + seconds / SECONDS);
-    if (this.t >= 1) this.play(false);
-    return this.playing;
-  }
-
-  listen() {
-    const slider = document.getElementById("time");
-    slider.addEventListener("input", () => {
-      this.play(false);
-      this.seek(Number(slider.value));
-    });
-    document.getElementById("play").addEventListener("click", () => this.play(!this.playing));
-    document.getElementById("reset").addEventListener("click", () => this.scene.key("0"));
-    document.addEventListener("keydown", (event) => {
-      if (event.ctrlKey || event.metaKey || event.altKey) return;
-      const { target } = event;
-      if (target.tagName === "BUTTON" && event.key === " ") return;
-      if (target === slider && event.key.startsWith("Arrow")) return;
-      if (event.key === " ") this.play(!this.playing);
-      else if (!this.scene.key(event.key)) return;
-      event.preventDefault();
-    });
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
-      this.scene.setTheme(theme());
-      this.paint();
-      this.seek(this.t);
-    });
+  key(key) {
+    return this.scene.key(key);
   }
 }
 
-// Heights and densities of the lines drawn on the surface: 1, 2, 5, 10, ... as far as they can be told apart.
-function densityLevels(peak) {
-  const levels = [];
-  for (let power = Math.floor(Math.log10(peak)); levels.length < 6; power--) {
-    for (const m of [5, 2, 1]) {
-      const value = Number(`${m}e${power}`);
-      const height = Math.sqrt(value / peak);
-      if (height < 0.15) return levels;
-      if (height <= 1) levels.push([height, value]);
-    }
-  }
-  return levels;
+function repeated(values) {
+  const out = new Float32Array(2 * values.length);
+  out.set(values);
+  out.set(values, values.length);
+  return out;
 }
 
 // Lines between each node and the next, where both are in the picture.
@@ -192,47 +229,3 @@ function segments(nodes) {
   }
   return out;
 }
-
-function repeat(colours, times) {
-  const out = new Uint8Array(4 * colours.length * times);
-  colours.forEach((colour, i) => {
-    for (let k = 0; k < times; k++) out.set(colour, 4 * (i * times + k));
-  });
-  return out;
-}
-
-// The colours that the style sheet gives to what is drawn.
-function theme() {
-  const style = getComputedStyle(document.documentElement);
-  const bytes = (name) => style.getPropertyValue(name).match(/[0-9a-f]{2}/gi).map((pair) => parseInt(pair, 16));
-  const name = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
-  return {
-    name, map: colourMap(COLOUR_STOPS[name]), grid: bytes("--grid"), edge: bytes("--edge"),
-    contour: bytes("--contour").map((v) => v / 255), particle: bytes("--particle"), tail: bytes("--tail"),
-    shade: name === "dark" ? [0.66, 0.4, 0.12] : [0.79, 0.24, 0.08],
-    rim: bytes("--rim").slice(0, 3).map((v) => v / 255),
-  };
-}
-
-const flow = new Flow(JSON.parse(document.getElementById("data").textContent));
-const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
-if (still) flow.seek(1);
-flow.scene.frame(performance.now());
-const firstPicture = performance.now();
-if (!still) flow.play(true);
-
-window.pathline = {
-  get t() { return flow.t; },
-  get playing() { return flow.playing; },
-  get camera() {
-    const { azimuth, elevation, zoom, shift } = flow.scene.camera;
-    return { azimuth, elevation, zoom, shift };
-  },
-  get drawn() { return flow.scene.drawn; },
-  get quality() { return flow.scene.quality; },
-  get renderer() { return flow.scene.renderer.name; },
-  particle: (k) => Array.from(flow.dots.xyz.slice(3 * k, 3 * k + 3)),
-  seek: (t) => flow.seek(t),
-  play: (on) => flow.play(on),
-  firstPicture,
-};

@@ -47,6 +47,11 @@ class Scene {
     return this.marks({ kind: "lines", lift });
   }
 
+  // Lines `width` CSS pixels wide.
+  strokes(width, lift = 0.004) {
+    return this.marks({ kind: "strokes", width, lift });
+  }
+
   marks(options) {
     const layer = { ...options, xyz: new Float32Array(), rgba: new Uint8Array(), version: 0 };
     layer.set = (xyz, rgba = layer.rgba) => {
@@ -108,9 +113,7 @@ class Scene {
     const pixel = pixelRatio() * quality;
     const [w, h] = [Math.round(width * pixel), Math.round(height * pixel)];
     if (this.canvas.width !== w || this.canvas.height !== h) Object.assign(this.canvas, { width: w, height: h });
-    const room = (this.axes?.rem ?? 16) * 2;
-    const [side, end] = this.camera.flat ? [3.8, 3.4] : [2.8, 1.5];
-    const margin = [Math.min(side * room / width, 0.4), Math.min(end * room / height, 0.4)];
+    const margin = margins(this.axes?.rem ?? 16, width, height, this.camera.flat);
     this.matrix = this.camera.matrix(this.size, width / height, margin);
     this.placeAxes(width, height);
     const { right, up, back } = this.camera.axes();
@@ -124,7 +127,10 @@ class Scene {
 
   placeAxes(width, height) {
     const view = [...this.matrix, width, height, this.axes?.rem, this.theme.name].join();
-    if (view !== this.view) this.axes?.place(this, width, height);
+    if (this.axes && (view !== this.view || this.axes.stale)) {
+      this.axes.place(this, width, height);
+      this.axes.stale = false;
+    }
     this.view = view;
   }
 
@@ -134,6 +140,7 @@ class Scene {
     const at = (x, y) => [2 * x / canvas.clientWidth - 1, 1 - 2 * y / canvas.clientHeight];
     canvas.addEventListener("pointerdown", (event) => {
       canvas.setPointerCapture(event.pointerId);
+      this.held = pointers.size === 0 && this.grab?.(event);
       pointers.set(event.pointerId, [event.offsetX, event.offsetY]);
     });
     for (const end of ["pointerup", "pointercancel", "lostpointercapture"]) {
@@ -145,6 +152,7 @@ class Scene {
       if (!from) return;
       const to = [event.offsetX, event.offsetY];
       pointers.set(event.pointerId, to);
+      if (before.length === 1 && this.held) return;
       if (before.length === 1) this.camera.turn((to[0] - from[0]) * 0.008, (to[1] - from[1]) * 0.008);
       if (before.length === 2) this.pinch(before, [...pointers.values()], at);
       this.invalidate();
@@ -156,6 +164,20 @@ class Scene {
       this.camera.zoomBy(Math.exp(-pixels * (event.ctrlKey ? 0.01 : 0.0015)), at(event.offsetX, event.offsetY));
       this.invalidate();
     }, { passive: false });
+  }
+
+  // Where a place on the canvas, in CSS pixels, lies over the box: [u, v] of the first layer of `ground` or of the floor
+  // that the line of sight meets; null beside the box.
+  under(x, y, ground) {
+    const { canvas: { clientWidth: width, clientHeight: height }, matrix } = this;
+    const [px, py] = [2 * x / width - 1, 1 - 2 * y / height];
+    const hit = (h) => onLevel(matrix, px, py, h);
+    const inside = ([u, v]) => u >= 0 && u <= 1 && v >= 0 && v <= 1;
+    for (let k = 96; ground && this.size[2] && k > 0; k--) {
+      const place = hit(k / 96);
+      if (inside(place) && ground.height(...place) >= k / 96) return place;
+    }
+    return inside(hit(0)) ? hit(0) : null;
   }
 
   pinch(before, after, at) {
@@ -188,18 +210,37 @@ class Axes {
     this.lines = scene.lines();
     this.spec = { x, y, z };
     this.labels = [];
-    const label = (axis, text, kind, at) => {
-      const element = document.createElement("span");
-      element.className = kind;
-      element.textContent = text;
-      box.append(element);
-      this.labels.push({ axis, element, kind, at });
-    };
-    for (const [axis, { name }] of Object.entries(this.spec)) label(axis, name, "name", axis === "z" ? 1 : 0.5);
+    this.box = box;
+    for (const [axis, { name }] of Object.entries(this.spec)) this.add(axis, name, "name", axis === "z" ? 1 : 0.5);
     for (const [axis, { ticks }] of Object.entries(this.spec)) {
-      for (const [at, text] of ticks) label(axis, text, "tick", at);
+      for (const [at, text] of ticks) this.add(axis, text, "tick", at);
     }
     this.measure();
+  }
+
+  add(axis, text, kind, at) {
+    const element = document.createElement("span");
+    element.className = kind;
+    element.textContent = text;
+    this.box.append(element);
+    this.labels.push({ axis, element, kind, at });
+  }
+
+  // Gives an axis other ticks; names of columns change with `name`.
+  retick(axis, ticks, name = this.spec[axis].name) {
+    const mine = this.labels.filter((item) => item.axis === axis);
+    const [[title], old] = [mine.filter((item) => item.kind === "name"), mine.filter((item) => item.kind === "tick")];
+    this.spec[axis] = { name, ticks };
+    const moved = old.length === ticks.length && old.every((item, k) => item.element.textContent === ticks[k][1]);
+    if (title.element.textContent === name && moved) old.forEach((item, k) => (item.at = ticks[k][0]));
+    else {
+      title.element.textContent = name;
+      for (const item of old) item.element.remove();
+      this.labels = this.labels.filter((item) => !old.includes(item));
+      for (const [at, text] of ticks) this.add(axis, text, "tick", at);
+      this.measure();
+    }
+    this.stale = true;
   }
 
   place(scene, width, height) {
@@ -263,6 +304,12 @@ class Axes {
   }
 }
 
+// Room for the labels around the box, as shares of half the picture.
+function margins(rem, width, height, flat) {
+  const [side, end] = flat ? [7.6, 6.8] : [5.6, 3];
+  return [Math.min(side * rem / width, 0.4), Math.min(end * rem / height, 0.4)];
+}
+
 function pixelRatio() {
   return Math.min(window.devicePixelRatio || 1, 2);
 }
@@ -289,6 +336,15 @@ function project(matrix, [u, v, h]) {
   const row = (i) => matrix[i] * u + matrix[4 + i] * v + matrix[8 + i] * h + matrix[12 + i];
   const w = row(3);
   return [row(0) / w, row(1) / w];
+}
+
+// The place [u, v] at height h of the unit cube that is seen at (x, y) in [-1, 1].
+function onLevel(matrix, x, y, h) {
+  const row = (i, at) => [0, 4, 8, 12].map((k) => matrix[k + i] - at * matrix[k + 3]);
+  const [a, b] = [row(0, x), row(1, y)];
+  const [p, q] = [-(a[2] * h + a[3]), -(b[2] * h + b[3])];
+  const det = a[0] * b[1] - a[1] * b[0];
+  return [(p * b[1] - q * a[1]) / det, (a[0] * q - b[0] * p) / det];
 }
 
 // Doubles a grid's resolution by cubic interpolation; heights stay at or above zero.
@@ -333,4 +389,26 @@ function label(value) {
   const far = size > 0 && (size >= 1e5 || size < 1e-4);
   const text = far ? value.toExponential(2).replace(/\.?0*e\+?/, "e") : String(Number(value.toPrecision(6)));
   return text.replaceAll("-", "\u2212");
+}
+
+// Heights and densities of the lines drawn on the surface: 1, 2, 5, 10, ... as far as they can be told apart.
+function densityLevels(peak) {
+  const levels = [];
+  for (let power = Math.floor(Math.log10(peak)); levels.length < 6; power--) {
+    for (const m of [5, 2, 1]) {
+      const value = Number(`${m}e${power}`);
+      const height = Math.sqrt(value / peak);
+      if (height < 0.15) return levels;
+      if (height <= 1) levels.push([height, value]);
+    }
+  }
+  return levels;
+}
+
+function repeat(colours, times) {
+  const out = new Uint8Array(4 * colours.length * times);
+  colours.forEach((colour, i) => {
+    for (let k = 0; k < times; k++) out.set(colour, 4 * (i * times + k));
+  });
+  return out;
 }

@@ -55,6 +55,42 @@ void main() {
   paint = rgba;
 }`;
 
+// Strokes are drawn as one rectangle each: every corner knows its own end, the other end and its side.
+const STROKE_VERTEX = `#version 300 es
+uniform mat4 camera;
+uniform float width;
+uniform float lift;
+uniform vec2 screen;
+layout(location = 0) in vec3 position;
+layout(location = 1) in vec3 other;
+layout(location = 2) in float corner;
+layout(location = 3) in vec4 rgba;
+layout(location = 4) in float shore;
+out vec4 paint;
+out float side;
+void main() {
+  gl_Position = camera * vec4(position, 1.0);
+  vec4 end = camera * vec4(other, 1.0);
+  vec2 along = (end.xy / end.w - gl_Position.xy / gl_Position.w) * screen;
+  float size = length(along);
+  vec2 across = size > 1e-6 ? vec2(-along.y, along.x) / size : vec2(0.0);
+  gl_Position.xy += across * corner * (0.5 * width + 0.5) * 2.0 / screen * gl_Position.w;
+  gl_Position.z -= lift * gl_Position.w;
+  paint = rgba;
+  side = shore;
+}`;
+
+const STROKE_FRAGMENT = `#version 300 es
+precision highp float;
+uniform float width;
+in vec4 paint;
+in float side;
+out vec4 colour;
+void main() {
+  float a = paint.a * clamp(0.5 * width + 0.5 - abs(side) * (0.5 * width + 0.5), 0.0, 1.0);
+  colour = vec4(paint.rgb * a, a);
+}`;
+
 // A line is one device pixel wide: where pixels are small it is drawn more strongly.
 const MARK_FRAGMENT = `#version 300 es
 precision highp float;
@@ -76,7 +112,7 @@ void main() {
   colour = vec4(c.rgb * c.a, c.a);
 }`;
 
-// Draws layers {kind: "surface" | "points" | "lines", ...} with WebGL2; null where there is none.
+// Draws layers {kind: "surface" | "points" | "lines" | "strokes", ...} with WebGL2; null where there is none.
 class WebglRenderer {
   static create(canvas) {
     const trial = document.createElement("canvas").getContext("webgl2");
@@ -100,6 +136,7 @@ class WebglRenderer {
     this.buffers = new Map();
     this.surfaceProgram = this.program(SURFACE_VERTEX, SURFACE_FRAGMENT);
     this.markProgram = this.program(MARK_VERTEX, MARK_FRAGMENT);
+    this.strokeProgram = this.program(STROKE_VERTEX, STROKE_FRAGMENT);
     gl.enable(gl.DEPTH_TEST);
     gl.depthFunc(gl.LEQUAL);
     gl.enable(gl.BLEND);
@@ -130,10 +167,16 @@ class WebglRenderer {
     gl.viewport(0, 0, frame.width, frame.height);
     gl.clear(gl.COLOR_BUFFER_BIT | gl.DEPTH_BUFFER_BIT);
     for (const layer of layers) {
-      if (!this.buffers.has(layer)) this.buffers.set(layer, layer.kind === "surface" ? this.texture() : this.arrays());
+      if (!this.buffers.has(layer)) this.buffers.set(layer, this.room(layer.kind));
       if (layer.kind === "surface") this.drawSurface(layer, this.buffers.get(layer), frame);
+      else if (layer.kind === "strokes") this.drawStrokes(layer, this.buffers.get(layer), frame);
       else this.drawMarks(layer, this.buffers.get(layer), frame);
     }
+  }
+
+  room(kind) {
+    if (kind === "surface") return this.texture();
+    return kind === "strokes" ? this.rectangles() : this.arrays();
   }
 
   texture() {
@@ -157,10 +200,10 @@ class WebglRenderer {
     gl.bindVertexArray(buffer.array);
     gl.activeTexture(gl.TEXTURE1);
     gl.bindTexture(gl.TEXTURE_2D, buffer.map);
-    if (buffer.theme !== theme) {
+    if (buffer.theme !== theme || buffer.levels !== layer.levels) {
       const map = withContours(theme.map, layer.levels);
       gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA, map.length / 4, 1, 0, gl.RGBA, gl.UNSIGNED_BYTE, map);
-      buffer.theme = theme;
+      Object.assign(buffer, { theme, levels: layer.levels });
     }
     gl.activeTexture(gl.TEXTURE0);
     gl.bindTexture(gl.TEXTURE_2D, buffer.heights);
@@ -194,17 +237,67 @@ class WebglRenderer {
     return buffer;
   }
 
+  rectangles() {
+    const { gl } = this;
+    const make = () => gl.createBuffer();
+    const buffer = { array: gl.createVertexArray(), corners: make(), rgba: make(), faces: make(), room: 0, version: -1 };
+    gl.bindVertexArray(buffer.array);
+    gl.bindBuffer(gl.ARRAY_BUFFER, buffer.corners);
+    [[0, 3, 0], [1, 3, 12], [2, 1, 24], [4, 1, 28]].forEach(([at, n, from]) => {
+      gl.enableVertexAttribArray(at);
+      gl.vertexAttribPointer(at, n, gl.FLOAT, false, 32, from);
+    });
+    gl.bindBuffer(gl.ARRAY_BUFFER, buffer.rgba);
+    gl.enableVertexAttribArray(3);
+    gl.vertexAttribPointer(3, 4, gl.UNSIGNED_BYTE, true, 0, 0);
+    return buffer;
+  }
+
+  drawStrokes(layer, buffer, { camera, width, height, pixel }) {
+    const { gl, strokeProgram: { program, at } } = this;
+    const count = layer.xyz.length / 6;
+    if (!count) return;
+    gl.useProgram(program);
+    gl.bindVertexArray(buffer.array);
+    if (buffer.version !== layer.version) this.uploadStrokes(layer, buffer, count);
+    gl.uniformMatrix4fv(at.camera, false, camera);
+    gl.uniform1f(at.width, layer.width * pixel);
+    gl.uniform1f(at.lift, layer.lift);
+    gl.uniform2f(at.screen, width, height);
+    gl.drawElements(gl.TRIANGLES, 6 * count, gl.UNSIGNED_INT, 0);
+  }
+
+  uploadStrokes(layer, buffer, count) {
+    const { gl } = this;
+    const { corners, rgba } = cornersOf(layer, count);
+    gl.bindBuffer(gl.ARRAY_BUFFER, buffer.corners);
+    gl.bufferData(gl.ARRAY_BUFFER, corners, gl.DYNAMIC_DRAW);
+    gl.bindBuffer(gl.ARRAY_BUFFER, buffer.rgba);
+    gl.bufferData(gl.ARRAY_BUFFER, rgba, gl.DYNAMIC_DRAW);
+    gl.bindBuffer(gl.ELEMENT_ARRAY_BUFFER, buffer.faces);
+    if (buffer.room < count) {
+      const faces = Uint32Array.from({ length: 6 * count }, (_, k) => 4 * Math.floor(k / 6) + [0, 1, 2, 1, 3, 2][k % 6]);
+      gl.bufferData(gl.ELEMENT_ARRAY_BUFFER, faces, gl.STATIC_DRAW);
+      buffer.room = count;
+    }
+    buffer.version = layer.version;
+  }
+
+  upload(layer, buffer) {
+    const { gl } = this;
+    if (buffer.version === layer.version) return;
+    for (const name of ["xyz", "rgba"]) {
+      gl.bindBuffer(gl.ARRAY_BUFFER, buffer[name]);
+      gl.bufferData(gl.ARRAY_BUFFER, layer[name], gl.DYNAMIC_DRAW);
+    }
+    buffer.version = layer.version;
+  }
+
   drawMarks(layer, buffer, { camera, distance, theme, pixel, scale }) {
     const { gl, markProgram: { program, at } } = this;
     gl.useProgram(program);
     gl.bindVertexArray(buffer.array);
-    if (buffer.version !== layer.version) {
-      for (const name of ["xyz", "rgba"]) {
-        gl.bindBuffer(gl.ARRAY_BUFFER, buffer[name]);
-        gl.bufferData(gl.ARRAY_BUFFER, layer[name], gl.DYNAMIC_DRAW);
-      }
-      buffer.version = layer.version;
-    }
+    this.upload(layer, buffer);
     gl.uniformMatrix4fv(at.camera, false, camera);
     gl.uniform1f(at.distance, distance);
     gl.uniform1f(at.diameter, layer.kind === "points" ? layer.diameter * pixel * scale : 0);
@@ -213,6 +306,28 @@ class WebglRenderer {
     gl.uniform3fv(at.rim, theme.rim);
     gl.drawArrays(layer.kind === "points" ? gl.POINTS : gl.LINES, 0, layer.xyz.length / 3);
   }
+}
+
+// Four corners a line: own end, other end, the side seen along the line from there, and the side as such.
+function cornersOf({ xyz, rgba }, count) {
+  const corners = new Float32Array(32 * count);
+  const from = new Uint32Array(rgba.buffer, rgba.byteOffset, 2 * count);
+  const colours = new Uint32Array(4 * count);
+  for (let k = 0; k < count; k++) {
+    for (let corner = 0; corner < 4; corner++) {
+      const [own, other] = corner < 2 ? [6 * k, 6 * k + 3] : [6 * k + 3, 6 * k];
+      const shore = corner % 2 ? 1 : -1;
+      const at = 32 * k + 8 * corner;
+      for (let axis = 0; axis < 3; axis++) {
+        corners[at + axis] = xyz[own + axis];
+        corners[at + 3 + axis] = xyz[other + axis];
+      }
+      corners[at + 6] = corner < 2 ? shore : -shore;
+      corners[at + 7] = shore;
+      colours[4 * k + corner] = from[2 * k + (corner < 2 ? 0 : 1)];
+    }
+  }
+  return { corners, rgba: new Uint8Array(colours.buffer) };
 }
 
 function drawnBySoftware(gl) {

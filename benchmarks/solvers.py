@@ -1,0 +1,165 @@
+"""What one model call buys: log-densities on the annulus, work against precision, and the loop beside its peers.
+
+The peers are torchdiffeq, which pathline brings, and flow_matching where it can be imported (it is no dependency;
+``pip install --no-deps --target DIR flow_matching`` and PYTHONPATH=DIR do).
+"""
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from common import arguments, finish, interleaved, machine, ratio
+from torch import Tensor
+from torchdiffeq import odeint
+
+import pathline as pl
+from pathline import grids, solvers
+from pathline.typing import Solver
+
+SIGMA_MIN = 0.2
+FIRST_SEED = 9000
+"""Seeds of the data here; the grid `eased` was fitted on others, 101 to 105 and 300 to 309."""
+
+
+def annulus(n: int, generator: torch.Generator) -> Tensor:
+    """Points with radii uniform in [2, 3]."""
+    angle, radius = torch.rand(2, n, generator=generator, dtype=torch.float64)
+    return (2 + radius)[:, None] * torch.stack([(2 * math.pi * angle).cos(), (2 * math.pi * angle).sin()], 1)
+
+
+def problem(seed: int, draws: int) -> tuple[pl.EmpiricalField, Tensor, Tensor]:
+    """The exact field of 1,000 points, fresh draws of its p_1, and the density there."""
+    generator = torch.Generator().manual_seed(seed)
+    field = pl.EmpiricalField(pl.AffinePath(pl.schedules.linear(SIGMA_MIN)), annulus(1000, generator))
+    rows = torch.randint(0, 1000, (draws,), generator=generator)
+    noise = torch.randn(draws, 2, generator=generator, dtype=torch.float64)
+    x1 = field.points[rows] + SIGMA_MIN * noise
+    return field, x1, field.log_prob(x1, torch.ones((), dtype=torch.float64))
+
+
+def densities(figures: dict[str, float], seeds: int, draws: int) -> None:
+    """Mean absolute error of the log-density, by solver and calls."""
+    path = pl.AffinePath(pl.schedules.linear(SIGMA_MIN))
+    rows: dict[str, Callable[[int], tuple[Tensor, Solver]]] = {
+        "abm, eased grid": lambda n: (grids.eased(n, 1.0, 0.0).flip(0), solvers.abm),
+        "ab3, eased grid": lambda n: (grids.eased(n, 1.0, 0.0).flip(0), solvers.ab3),
+        "abm, uniform grid": lambda n: (grids.uniform(n), solvers.abm),
+        "exponential 3c": lambda n: (grids.eased(n, 1.0, 0.0).flip(0), solvers.exponential(path, 3, True)),
+        "rk4, uniform grid": lambda n: (grids.uniform(n // 4), solvers.rk4),
+        "heun, uniform grid": lambda n: (grids.uniform(n // 2), solvers.heun),
+    }
+    budgets = (12, 24, 48)
+    problems = [problem(FIRST_SEED + i, draws) for i in range(seeds)]
+    print(f"\nmean |error of log p_1| at {draws} draws of p_1: mean over {seeds} data sets (worst), by calls")
+    print(f"{'':20s}" + "".join(f"{n:>22d}" for n in budgets))
+    for name, make in rows.items():
+        cells = []
+        for n in budgets:
+            grid, solver = make(n)
+            errors = []
+            for field, x1, exact in problems:
+                result = pl.log_prob(field, x1, grid=grid, solver=solver, with_error=False)
+                assert result.nfe == n
+                errors.append(float((result.value - exact).abs().mean()))
+            mean, worst = statistics.mean(errors), max(errors)
+            cells.append(f"{mean:12.2e} ({worst:.1e})")
+            if name == "abm, eased grid":
+                figures |= {f"log_density_{n}": mean, f"log_density_{n}_worst": worst}
+        print(f"{name:20s}" + "".join(cells))
+
+
+def precision(figures: dict[str, float], draws: int) -> None:
+    """RMSE of samples to the converged solution, by solver and calls."""
+    field, _, _ = problem(FIRST_SEED, 1)
+    x0 = torch.randn(draws, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    exact = pl.solve(field, x0, grids.uniform(200), solvers.rk4).x
+    rows: dict[str, tuple[Solver, Callable[[int], Tensor]]] = {
+        name: (solver, grids.uniform) for name, solver in solvers.NAMED.items() if solver.calls is not None
+    }
+    rows["abm, eased"] = (solvers.abm, grids.eased)
+    for order in (2, 3):
+        rows[f"exponential{order}"] = (solvers.exponential(field.path, order), grids.uniform)
+        rows[f"exponential{order}c"] = (solvers.exponential(field.path, order, True), grids.uniform)
+    budgets = (4, 8, 12, 24, 48)
+    print(f"\nRMSE to the converged samples of the annulus field, {draws} noises, by calls")
+    print(f"{'':20s}" + "".join(f"{n:>12d}" for n in budgets))
+    for name, (solver, grid) in rows.items():
+        cells = []
+        for n in budgets:
+            steps, rest = divmod(n, solver.calls or 1)
+            if rest:
+                cells.append(f"{'-':>12s}")
+                continue
+            error = float((pl.solve(field, x0, grid(steps), solver).x - exact).square().mean().sqrt())
+            cells.append(f"{error:12.2e}")
+            if n == 8:
+                figures[f"rmse_8_{name.replace(', ', '_')}"] = error
+        print(f"{name:20s}" + "".join(cells))
+
+
+def timed(run: Callable[[], Tensor], calls: int) -> float:
+    start = time.perf_counter()
+    for _ in range(calls):
+        run()
+    return (time.perf_counter() - start) / calls
+
+
+def peers(figures: dict[str, float], repeats: int) -> None:
+    """One solve beside the peers' on the same network, grid and method."""
+    net = torch.nn.Sequential(torch.nn.Linear(3, 64), torch.nn.SiLU(), torch.nn.Linear(64, 2))
+    x0, grid = torch.randn(256, 2), grids.uniform(16)
+    times = grid.float()
+
+    def field(x: Tensor, t: Tensor, /) -> Tensor:
+        return net(torch.cat([x, t[:, None]], 1))
+
+    def plain(t: Tensor, x: Tensor) -> Tensor:
+        return field(x, t.expand(len(x)))
+
+    print("\nmilliseconds a solve, 16 steps of a small network, batch 256; medians, in turn")
+    for name, solver in {"midpoint": solvers.midpoint, "rk4": solvers.rk4}.items():
+        theirs = "rk4_classic" if name == "rk4" else name
+        runs = {
+            "pathline": lambda solver=solver: timed(lambda: pl.solve(field, x0, grid, solver).x, 5),
+            "torchdiffeq": lambda name=name: timed(lambda: odeint(plain, x0, times, method=name)[-1], 5),  # pyright: ignore
+        }
+        facebook = _facebook(field, x0, times, name)
+        if facebook is not None:
+            runs["flow_matching"] = lambda facebook=facebook: timed(facebook, 5)
+        with torch.no_grad():
+            seconds = interleaved(runs, repeats)
+        for peer in runs:
+            extra = "" if peer == "pathline" else f"   pathline takes {ratio(seconds, 'pathline', peer):.2f} of it"
+            print(f"{theirs:12s}{peer:16s}{1e3 * statistics.median(seconds[peer]):8.2f}{extra}")
+            if peer != "pathline":
+                figures[f"{name}_time_{peer}"] = ratio(seconds, "pathline", peer)
+
+
+def _facebook(field: Callable[..., Tensor], x0: Tensor, times: Tensor, name: str) -> Callable[[], Tensor] | None:
+    try:
+        from flow_matching.solver import ODESolver  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return None
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        return field(x, t.expand(len(x)))
+
+    solver = ODESolver(velocity_model=velocity)
+    return lambda: solver.sample(x_init=x0, time_grid=times, method=name, step_size=None)
+
+
+def main() -> None:
+    options = arguments("Solvers: error for calls, and time beside the peers.")
+    torch.manual_seed(0)
+    print(machine())
+    figures: dict[str, float] = {}
+    densities(figures, 2 if options.quick else 10, 300 if options.quick else 1000)
+    precision(figures, 200 if options.quick else 1000)
+    peers(figures, 9 if options.quick else 41)
+    finish("solvers", figures, options.check)
+
+
+if __name__ == "__main__":
+    main()
