@@ -5,8 +5,8 @@
 (b) the same without its data loader, with SiLU, EMA and cosine decay, given the seconds of (c).
 (c) `pathline train annulus` with its defaults, and with a fifth of (a)'s seconds.
 
-Seconds are of training alone. Quality: the share of samples with radius in [2, 3], and W2 of 4,096 scrambled Sobol noise
-points pushed through the model to 4,096 scrambled Sobol points of the annulus, beside that of two such sets.
+Seconds are of training alone. Quality: the share of samples with radius in [2, 3], and W2 of 4,096 scrambled Sobol
+noise points pushed through the model to 4,096 scrambled Sobol points of the annulus, beside that of two such sets.
 """
 
 import copy
@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -36,7 +37,7 @@ class Plain(nn.Module):
     def __init__(self, activation: type[nn.Module]) -> None:
         super().__init__()
         widths = [3, 64, 64, 64]
-        layers = [m for i, o in zip(widths, widths[1:], strict=False) for m in (nn.Linear(i, o), activation())]
+        layers = [m for i, o in pairwise(widths) for m in (nn.Linear(i, o), activation())]
         self.net = nn.Sequential(*layers, nn.Linear(64, 2))
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:

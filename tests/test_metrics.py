@@ -187,9 +187,7 @@ def test_compare_in_many_dimensions_slices():
 
 def test_standard_error_of_w2():
     runs = [
-        metrics._transport_measure(
-            w2, normal(160, 2, 2 * s), 1 + normal(160, 2, 2 * s + 1), normal(160, 2, 0)
-        )
+        metrics._transport_measure(w2, normal(160, 2, 2 * s), 1 + normal(160, 2, 2 * s + 1), normal(160, 2, 0))
         for s in range(100)
     ]
     spread = np.std([run.value for run in runs], ddof=1)

@@ -294,7 +294,10 @@ def _nearest(samples: Tensor, rows: Tensor, held_out: int) -> tuple[Tensor, Tens
     """For each sample its nearest rows, nearest first: so many that one of any ``held_out`` rows is among them."""
     k = min(len(rows), math.ceil(16 * len(rows) / held_out))
     step = max(1, _NUMBERS // len(rows))
-    parts = [torch.cdist(some, rows, compute_mode="donot_use_mm_for_euclid_dist").topk(k, largest=False) for some in samples.split(step)]
+    parts = [
+        torch.cdist(some, rows, compute_mode="donot_use_mm_for_euclid_dist").topk(k, largest=False)
+        for some in samples.split(step)
+    ]
     return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
 
 

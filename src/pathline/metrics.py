@@ -58,9 +58,7 @@ def w2(x: Tensor, y: Tensor) -> float:
     return math.sqrt(cost[linear_sum_assignment(cost)].mean())
 
 
-def sliced_w2(
-    x: Tensor, y: Tensor, projections: int = 256, generator: torch.Generator | None = None
-) -> float:
+def sliced_w2(x: Tensor, y: Tensor, projections: int = 256, generator: torch.Generator | None = None) -> float:
     r"""Sliced 2-Wasserstein distance of two samples of equal size, not squared.
 
     ``sqrt(E W2^2(<x, u>, <y, u>))`` over uniform directions u on the sphere: the mean over ``projections``
@@ -209,9 +207,7 @@ def compare(samples: Tensor, reference: Tensor, fresh: Tensor, *, seed: int) -> 
     Raises:
         ValueError: widths differ, there are fewer than 2 rows of one kind, or one is not finite.
     """
-    given = [
-        _rows(name, rows) for name, rows in (("samples", samples), ("reference", reference), ("fresh", fresh))
-    ]
+    given = [_rows(name, rows) for name, rows in (("samples", samples), ("reference", reference), ("fresh", fresh))]
     _same_width(*given)
     generator = torch.Generator().manual_seed(seed)
     common = min(5000, *map(len, given))
@@ -233,9 +229,7 @@ def _transport(width: int, seed: int) -> tuple[str, Callable[[Tensor, Tensor], f
     return "sliced_w2", lambda x, y: sliced_w2(x, y, generator=torch.Generator().manual_seed(seed)), 5000
 
 
-def _transport_measure(
-    metric: Callable[[Tensor, Tensor], float], made: Tensor, real: Tensor, more: Tensor
-) -> Measure:
+def _transport_measure(metric: Callable[[Tensor, Tensor], float], made: Tensor, real: Tensor, more: Tensor) -> Measure:
     n = len(made)
     size = n // _SUBSETS
     se = None

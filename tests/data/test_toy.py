@@ -86,9 +86,7 @@ def test_density_integrates_to_one(name: str):
 
 
 def characteristic(x: Tensor, weight: Tensor) -> Tensor:
-    frequency = (
-        torch.randn(24, 2, generator=seeded(5), dtype=torch.float64) * torch.logspace(-0.5, 0.7, 24)[:, None]
-    )
+    frequency = torch.randn(24, 2, generator=seeded(5), dtype=torch.float64) * torch.logspace(-0.5, 0.7, 24)[:, None]
     phase = x @ frequency.T
     return torch.cat([weight @ phase.cos(), weight @ phase.sin()])
 
@@ -112,9 +110,7 @@ def test_mean_log_density_of_samples_is_minus_the_entropy(name: str):
     entropy = -(p * log_prob)[p > 0].sum()
     got = t.log_prob(t.sample(5_000, seeded(2), torch.float64))
     # seven standard errors: error probability 3e-12
-    assert (got.mean() + entropy).abs() < 7 * got.std() / math.sqrt(5_000) + (
-        3e-3 if name == "moons" else 1e-7
-    )
+    assert (got.mean() + entropy).abs() < 7 * got.std() / math.sqrt(5_000) + (3e-3 if name == "moons" else 1e-7)
 
 
 def spirals_by_angle(x: Tensor) -> Tensor:
@@ -135,9 +131,9 @@ def roll_by_angle(x: Tensor) -> Tensor:
 
 
 def blurred(x: Tensor, points: Tensor, weight: Tensor) -> Tensor:
-    return torch.stack(
-        [(weight.log() - 50 * (row - points).square().sum(1)).logsumexp(0) for row in x]
-    ) - math.log(2 * math.pi * 0.01)
+    return torch.stack([(weight.log() - 50 * (row - points).square().sum(1)).logsumexp(0) for row in x]) - math.log(
+        2 * math.pi * 0.01
+    )
 
 
 @pytest.mark.parametrize(
@@ -177,9 +173,7 @@ def test_known_values(name: str, x: list[float], value: float):
 def test_own_points_are_possible(name: str, dtype: torch.dtype):
     t = TOYS[name]
     corners = torch.cartesian_prod(*[torch.tensor([0.0, 0.5, LARGEST], dtype=torch.float64)] * t.uniforms)
-    x = torch.cat(
-        [t.sample(100_000 if t.uniforms == 2 else 2000, seeded(4), dtype), t.from_uniform(corners).to(dtype)]
-    )
+    x = torch.cat([t.sample(100_000 if t.uniforms == 2 else 2000, seeded(4), dtype), t.from_uniform(corners).to(dtype)])
     log_prob = t.log_prob(x)
     assert log_prob.dtype == dtype
     assert log_prob.isfinite().all()
@@ -217,9 +211,7 @@ def test_sobol_points_are_more_even(name: str):
 
 def test_names():
     assert toy("moons") is TOYS["moons"]
-    with pytest.raises(
-        ValueError, match=r"'mons'; did you mean 'moons'\? there are annulus, gaussian, eight-"
-    ):
+    with pytest.raises(ValueError, match=r"'mons'; did you mean 'moons'\? there are annulus, gaussian, eight-"):
         toy("mons")
     with pytest.raises(ValueError, match=r"'data\.csv'; there are annulus"):
         toy("data.csv")

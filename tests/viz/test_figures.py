@@ -122,9 +122,7 @@ def test_constant_columns_and_few_rows(d: int, n: int, tmp_path: Path):
 def test_pictures_are_tiled_on_the_scale_of_the_data():
     data = torch.stack([torch.full((4, 5), v) for v in (-1.0, 1.0, 0.0)])
     samples = torch.stack([torch.full((4, 5), v) for v in (3.0, -2.0, 0.5, 0.0)])
-    left, right = (
-        np.asarray(ax.images[0].get_array()) for ax in samples_figure(data, samples, [], (4, 5)).axes
-    )
+    left, right = (np.asarray(ax.images[0].get_array()) for ax in samples_figure(data, samples, [], (4, 5)).axes)
     assert left.shape == right.shape == (4 + 1 + 4, 5 + 1 + 5)
     assert (left[0, 0], left[0, 6], left[5, 0]) == (0, 1, 0.5)
     assert (right[0, 0], right[0, 6], right[5, 0]) == (1, 0, 0.75)

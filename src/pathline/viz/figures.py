@@ -72,9 +72,7 @@ def save_figure(fig: Figure, path: Path | str, dpi: int = 150) -> None:
     suffix = path.suffix.lstrip(".").lower()
     known = fig.canvas.get_supported_filetypes()
     if suffix not in known:
-        raise ValueError(
-            f"path must end in one of {', '.join(f'.{s}' for s in sorted(known))}, got {str(path)!r}"
-        )
+        raise ValueError(f"path must end in one of {', '.join(f'.{s}' for s in sorted(known))}, got {str(path)!r}")
     with replacing(path) as temporary, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         fig.savefig(temporary, dpi=dpi, format=suffix)

@@ -249,9 +249,7 @@ def _cloud(moved: Tensor, names: Sequence[str]) -> tuple[Cloud, _Lift]:
     return Cloud((*axes, *names[: AXES - 2]), times, placed.numpy(), ends), lift
 
 
-def _pictures(
-    model: Model, shape: tuple[int, ...], dataset: Dataset | None, generator: torch.Generator
-) -> Pictures:
+def _pictures(model: Model, shape: tuple[int, ...], dataset: Dataset | None, generator: torch.Generator) -> Pictures:
     channels = 3 if len(shape) == 3 and shape[0] == 3 else 1
     smaller = math.ceil(max(shape[-2:]) / _PIXELS)
     pixels = channels * math.ceil(shape[-2] / smaller) * math.ceil(shape[-1] / smaller)
@@ -340,9 +338,7 @@ def _field(
     return {"of": exact.of, **_plane_field(model, exact, moving, rows, generator)}
 
 
-def _plane_field(
-    model: Model, exact: _Exact, page: FlowPage, rows: bool, generator: torch.Generator
-) -> dict[str, Any]:
+def _plane_field(model: Model, exact: _Exact, page: FlowPage, rows: bool, generator: torch.Generator) -> dict[str, Any]:
     ends = np.array(page.extent).reshape(2, 2)
     span = ends[:, 1] - ends[:, 0]
     xs, ys = (torch.linspace(a, b, _ARROWS + 2, dtype=torch.float64)[1:-1] for a, b in ends.tolist())
@@ -387,9 +383,7 @@ def _line_field(model: Model, exact: _Exact, line: Line, generator: torch.Genera
     }
 
 
-def _cloud_field(
-    model: Model, exact: _Exact, cloud: Cloud, lift: _Lift, generator: torch.Generator
-) -> dict[str, Any]:
+def _cloud_field(model: Model, exact: _Exact, cloud: Cloud, lift: _Lift, generator: torch.Generator) -> dict[str, Any]:
     """Both fields at draws of the exact path, along the axes of the page."""
     index = torch.randint(len(exact.z), (_PLACES,), generator=generator)
     noise = torch.randn(_PLACES, *exact.z.shape[1:], generator=generator, dtype=torch.float64)
