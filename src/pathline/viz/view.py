@@ -302,7 +302,8 @@ def _curves(model: Model, dataset: Dataset, exact: _Exact, generator: torch.Gene
     """Over time: R2, the model's loss on rows of the training and on others, and the floors beneath it."""
     path = exact.field.path
     times = (torch.arange(BINS, dtype=torch.float64) + 0.5) / BINS
-    options = {"draws": DRAWS, "generator": generator}
+    draws = max(128, min(DRAWS, 200_000 // exact.z[0].numel()))
+    options: dict[str, Any] = {"draws": draws, "generator": generator}
     learned = _Learned(model)
     labels = exact.label.get("label")
     found = {
