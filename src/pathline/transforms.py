@@ -4,9 +4,8 @@ Every transform is a frozen record of JSON values that reads back exactly. Log-d
 log-density of network units plus ``log_abs_det`` is one in the user's units.
 """
 
-import difflib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal, Self
@@ -15,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pathline.wording import guess, listing, show
+
 Kind = Literal["real", "integer", "constant"]
 Value = str | bool | int | float
 
@@ -22,7 +23,6 @@ _TINY = torch.finfo(torch.float64).tiny
 _HUGE = torch.finfo(torch.float64).max / 2
 _DETECTED = 2.0**24
 _WHOLE = 2.0**40
-_LISTED = 20
 _CATEGORIES = 20
 _WORDS = 1000
 _QUANTILES = 1001
@@ -105,19 +105,19 @@ class TableTransform(_Record):
             raise ValueError(f"x must have at least 2 rows, got {len(x)}")
         for name in positive:
             if name not in columns:
-                hint = _guess(name, columns)
-                raise ValueError(f"positive: no column {_show(name)}{hint}; columns are {_list(columns)}")
+                hint = guess(name, columns)
+                raise ValueError(f"positive: no column {show(name)}{hint}; columns are {listing(columns)}")
         log = torch.tensor([name in positive for name in columns])
         _refuse((x <= 0) & log, x, columns, "a positive column needs values above 0")
         whole = _integers(x, columns, integer)
         constant = x.amax(0) == x.amin(0)
         if constant.all():
-            raise ValueError(f"every column is constant ({_list(columns)}); give at least one that varies")
+            raise ValueError(f"every column is constant ({listing(columns)}); give at least one that varies")
         center, spread = _standard(x, whole, log)
         beyond = ~constant & ~((spread > 0) & spread.isfinite())
         if beyond.any():
             name = columns[int(beyond.nonzero()[0])]
-            raise ValueError(f"column {_show(name)} spreads beyond float64; rescale it, or leave it out of positive")
+            raise ValueError(f"column {show(name)} spreads beyond float64; rescale it, or leave it out of positive")
         flags = zip(constant.tolist(), whole.tolist(), strict=True)
         return cls(
             columns=tuple(columns),
@@ -224,13 +224,13 @@ class ConditionTransform(_Record):
         """
         column = _column(name, values)
         if not len(column):
-            raise ValueError(f"condition {_show(name)}: has no rows; give at least one")
+            raise ValueError(f"condition {show(name)}: has no rows; give at least one")
         number = column.dtype.kind in "iuf"
         whole = number and bool((column == np.rint(column)).all()) and float(np.abs(column).max()) < 2.0**63
         distinct, counts = np.unique(column, return_counts=True)
         if not number and len(distinct) > _WORDS:
             what = f"has {len(distinct)} distinct texts, more than {_WORDS}"
-            raise ValueError(f"condition {_show(name)}: {what}; choose another column or merge its values")
+            raise ValueError(f"condition {show(name)}: {what}; choose another column or merge its values")
         if not number or (whole and len(distinct) <= _CATEGORIES):
             known = distinct.astype(np.int64) if column.dtype.kind == "f" else distinct
             frequencies = tuple((counts / len(column)).tolist())
@@ -304,36 +304,19 @@ class ConditionTransform(_Record):
         raise self._error(text)
 
     def _error(self, value: object, row: str = "") -> ValueError:
-        where = f"condition {_show(self.name)}: {row + ': ' if row else ''}"
+        where = f"condition {show(self.name)}: {row + ': ' if row else ''}"
         if self.kind == "number":
             low, high = self.quantiles[0], self.quantiles[-1]
             return ValueError(f"{where}{value!r} is no number; it was {low:g} to {high:g} in training")
         known = [str(value) for value in self.values]
-        hint = _guess(str(value), known)
-        return ValueError(f"{where}no category {_show(value)}{hint}; categories are {_list(known)}")
-
-
-def _show(name: object) -> str:
-    text = str(name)
-    plain = text.isprintable() and text == text.strip() != "" and "," not in text
-    return text if plain else repr(text)
-
-
-def _list(names: Iterable[str]) -> str:
-    shown = [_show(name) for name in names]
-    more = [f"... ({len(shown)} in all)"] if len(shown) > _LISTED else []
-    return ", ".join(shown[:_LISTED] + more)
-
-
-def _guess(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {_show(close[0])}?" if close else ""
+        hint = guess(str(value), known)
+        return ValueError(f"{where}no category {show(value)}{hint}; categories are {listing(known)}")
 
 
 def _refuse(bad: Tensor, x: Tensor, columns: Sequence[str], rule: str) -> None:
     if bad.any():
         row, i = torch.nonzero(bad)[0].tolist()
-        raise ValueError(f"column {_show(columns[i])}, row {row + 1}: {x[row, i].item():g}; {rule}")
+        raise ValueError(f"column {show(columns[i])}, row {row + 1}: {x[row, i].item():g}; {rule}")
 
 
 def _rows(x: Tensor, columns: Sequence[str]) -> Tensor:
@@ -397,13 +380,13 @@ def _column(name: str, values: Sequence[Any] | np.ndarray) -> np.ndarray:
     """The values as booleans, integers, floats or (dtype object) text."""
     column = np.asarray(values) if hasattr(values, "dtype") else np.array(values, dtype=object)
     if column.ndim != 1:
-        raise ValueError(f"condition {_show(name)}: must have shape (n,), got {column.shape}")
+        raise ValueError(f"condition {show(name)}: must have shape (n,), got {column.shape}")
     if column.dtype.kind in "UT":
         column = column.astype(object)
     if column.dtype.kind == "O":
         column = _typed(name, column)
     if column.dtype.kind not in "biufO":
-        raise ValueError(f"condition {_show(name)}: holds {column.dtype}; write it as text or real numbers")
+        raise ValueError(f"condition {show(name)}: holds {column.dtype}; write it as text or real numbers")
     if column.dtype.kind == "f" and not np.isfinite(column).all():
         raise _missing(name, int(np.flatnonzero(~np.isfinite(column))[0]))
     return column
@@ -425,8 +408,8 @@ def _typed(name: str, column: np.ndarray) -> np.ndarray:
     if all(issubclass(t, Real | np.bool_) for t in types):
         return column.astype(np.float64)
     listed = ", ".join(sorted(t.__name__ for t in types))
-    raise ValueError(f"condition {_show(name)}: holds {listed}; write it all as text or all as real numbers")
+    raise ValueError(f"condition {show(name)}: holds {listed}; write it all as text or all as real numbers")
 
 
 def _missing(name: str, row: int) -> ValueError:
-    return ValueError(f"condition {_show(name)}: row {row + 1} is missing or infinite; fill it in or delete it")
+    return ValueError(f"condition {show(name)}: row {row + 1} is missing or infinite; fill it in or delete it")

@@ -117,7 +117,7 @@ def test_bad_input_is_one_line(tmp_path: Path, table: Path, out: Path, capsys: p
     np.save(tmp_path / "images.npy", np.zeros((5, 3, 4, 4)))
     to = ["--out", str(out)]
     assert "no such file" in refused([str(tmp_path / "none.csv"), *to], capsys)
-    assert "did you mean 'annulus'" in refused(["anulus", *to], capsys)
+    assert "did you mean annulus" in refused(["anulus", *to], capsys)
     assert "one column" in refused([str(one), *to], capsys)
     assert "not numbers" in refused([str(text), *to], capsys)
     assert "city (text)" in refused([str(table), "--columns", "city,price", *to], capsys)

@@ -1,8 +1,9 @@
 """The command line: one file a verb, and every error one line."""
 
-import difflib
 import sys
 from collections.abc import Callable, Sequence
+
+from pathline.wording import guess
 
 VERBS = {
     "train": "fit a flow to a file or a built-in toy",
@@ -55,9 +56,8 @@ def _verb(name: str) -> Callable[[Sequence[str]], int]:
     elif name == "explore":
         from pathline.cli.explore import run
     else:
-        close = difflib.get_close_matches(name, (*VERBS, "--version", "--help"), n=1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(VERBS)}"
-        raise ValueError(f"no command {name!r}; {hint} (see pathline --help)")
+        hint = guess(name, (*VERBS, "--version", "--help")) or f"; there are {', '.join(VERBS)}"
+        raise ValueError(f"no command {name!r}{hint} (see pathline --help)")
     return run
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import difflib
 import io
 import re
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 import tyro
 
 from pathline.train.recipe import Recipe
+from pathline.wording import guess
 
 Options = TypeVar("Options")
 
@@ -58,5 +58,4 @@ def _unknown(name: str, kind: Any) -> str:
     if not name.startswith("-"):
         return f"{name!r} is one word too many"
     known = [f"--{field.name.strip('_').replace('_', '-')}" for field in dataclasses.fields(kind)]
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"no option {name}" + (f"; did you mean {close[0]}?" if close else "")
+    return f"no option {name}{guess(name, known)}"

@@ -5,14 +5,11 @@ from 1, without the header and without blank lines.
 """
 
 import csv
-import difflib
 import hashlib
 import importlib.util
 import io
 import math
-import os
 import shlex
-import uuid
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,11 +20,12 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
+from pathline.files import replacing
+from pathline.wording import guess, listing, show
+
 _T = TypeVar("_T")
 
 Rows = pd.DataFrame | np.ndarray
-
-_LISTED = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,17 +123,11 @@ def write_table(path: str | Path, rows: Rows, force: bool = False) -> None:
         raise _error(path, "is a folder; name a file in it")
     write = _WRITERS[_suffix(path, _WRITERS)]
     if path.exists() and not force:
-        raise ValueError(f"{_show(path)} exists; pass --force to replace it")
+        raise ValueError(f"{show(path)} exists; pass --force to replace it")
     if not path.parent.is_dir():
-        raise _error(path, f"the folder {_show(path.parent)} does not exist; make it first")
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
+        raise _error(path, f"the folder {show(path.parent)} does not exist; make it first")
+    with replacing(path) as temporary:
         write(path, rows, temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise _error(path, f"cannot be written: {_reason(error)}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def restore(rows: np.ndarray, dtypes: Mapping[str, str]) -> pd.DataFrame:
@@ -180,7 +172,7 @@ def _cast(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def _error(path: Path, message: str) -> ValueError:
-    return ValueError(f"{_show(path)}: {message}")
+    return ValueError(f"{show(path)}: {message}")
 
 
 def _unreadable(path: Path, error: BaseException) -> ValueError:
@@ -204,18 +196,6 @@ def _reason(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
-def _show(name: object) -> str:
-    text = str(name)
-    plain = text.isprintable() and text == text.strip() != "" and "," not in text
-    return text if plain else repr(text)
-
-
-def _list(names: Iterable[object]) -> str:
-    shown = [_show(name) for name in names]
-    more = [f"... ({len(shown)} in all)"] if len(shown) > _LISTED else []
-    return ", ".join(shown[:_LISTED] + more)
-
-
 def _option(option: str, names: Sequence[str]) -> str:
     """The option as a shell takes it, on one line whatever the names hold; `split_names` reads its text."""
     text = io.StringIO(newline="")
@@ -225,11 +205,6 @@ def _option(option: str, names: Sequence[str]) -> str:
         return f"{option} {shlex.quote(value)}"
     escapes = {"\\": "\\\\", "'": "\\'", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
     return f"{option} $'{value.translate(str.maketrans(escapes))}'"
-
-
-def _guess(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {_show(close[0])}?" if close else ""
 
 
 def _suffix(path: Path, known: Iterable[str]) -> str:
@@ -244,7 +219,7 @@ def _check_readable(path: Path) -> None:
         raise _error(path, "is a folder; name a file in it")
     if not path.exists():
         beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise _error(path, f"no such file{_guess(path.name, beside) or '; check its name and folder'}")
+        raise _error(path, f"no such file{guess(path.name, beside) or '; check its name and folder'}")
     try:
         with path.open("rb") as file:
             empty = not file.read(1)
@@ -282,14 +257,14 @@ def _read_csv(path: Path) -> _Read:
 def _check_header(path: Path, header: list[str]) -> None:
     mark = next((mark for mark in ";\t|" if mark in header[0]), None)
     if len(header) == 1 and mark:
-        raise _error(path, f"has the one column {_show(header[0])}; separate columns by ',', not {mark!r}")
+        raise _error(path, f"has the one column {show(header[0])}; separate columns by ',', not {mark!r}")
     try:
         numbers = [float(name) for name in header]
     except ValueError:
         return
     counts = [numbers[0] + i for i in range(len(numbers))]
     if numbers != counts or (len(numbers) == 1 and numbers[0] != 0):
-        raise _error(path, f"its first line holds numbers ({_list(header)}); put a line of names above it")
+        raise _error(path, f"its first line holds numbers ({listing(header)}); put a line of names above it")
 
 
 def _foreign_line(path: Path) -> int:
@@ -330,10 +305,10 @@ def _read_arrays(path: Path) -> _Read:
     alone = len(arrays) == 1
     for name, array in arrays.items():
         if array.ndim == 0 or array.dtype.kind not in ("biuf" if alone else "biufU"):
-            what = "its array" if alone else f"its array {_show(name)}"
+            what = "its array" if alone else f"its array {show(name)}"
             held = f"{what} has dtype {array.dtype} and shape {array.shape}"
             raise _error(path, f"{held}; save real numbers, with the rows along the first axis")
-    lengths = {_show(name): len(array) for name, array in arrays.items()}
+    lengths = {show(name): len(array) for name, array in arrays.items()}
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
         raise _error(path, f"its arrays differ in length ({listed} rows); save arrays of one length")
@@ -378,7 +353,7 @@ _READERS: dict[str, Callable[[Path], _Read]] = {
 def _check_duplicates(path: Path, names: Sequence[str]) -> None:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise _error(path, f"several columns are called {_list(twice)}; give each column a name of its own")
+        raise _error(path, f"several columns are called {listing(twice)}; give each column a name of its own")
 
 
 def _features(
@@ -390,16 +365,16 @@ def _features(
     for option, names in ("--columns", columns or ()), ("--drop", drop), ("--condition", conditions):
         for name in names:
             if name not in known:
-                hint = _guess(name, known)
-                raise _error(path, f"{option}: no column {_show(name)}{hint}; its columns are {_list(known)}")
+                hint = guess(name, known)
+                raise _error(path, f"{option}: no column {show(name)}{hint}; its columns are {listing(known)}")
     wanted = known if columns is None else dict.fromkeys(columns)
     features = [name for name in wanted if name not in {*drop, *conditions}]
     if not features:
-        raise _error(path, f"no column is left as a feature; keep at least one of {_list(known)}")
+        raise _error(path, f"no column is left as a feature; keep at least one of {listing(known)}")
     nameless = [name for name in features if name.startswith("Unnamed: ")]
     if nameless and columns is None:
         remedy = f"name it in the header, or leave it out: {_option('--drop', nameless)}"
-        raise _error(path, f"{_list(nameless)}: a column without a name (an index?); {remedy}")
+        raise _error(path, f"{listing(nameless)}: a column without a name (an index?); {remedy}")
     return features
 
 
@@ -416,7 +391,7 @@ def _numbers(path: Path, frame: pd.DataFrame, features: list[str]) -> dict[str, 
             continue
         bad = np.flatnonzero(~np.isfinite(read.to_numpy(np.float64, na_value=np.nan)))
         if bad.size:
-            missing[name] = f"{_show(name)} ({bad.size} in all, the first in row {bad[0] + 1})"
+            missing[name] = f"{show(name)} ({bad.size} in all, the first in row {bad[0] + 1})"
         else:
             numbers[name] = _native(read)
     if foreign:
@@ -462,12 +437,12 @@ def _foreign(column: pd.Series, read: pd.Series) -> str:
 def _grouped(foreign: dict[str, str]) -> str:
     groups: dict[str, list[str]] = {}
     for name, what in foreign.items():
-        groups.setdefault(what, []).append(_show(name))
+        groups.setdefault(what, []).append(show(name))
     return ", ".join(f"{', '.join(names)} ({what})" for what, names in groups.items())
 
 
 def _condition(path: Path, column: pd.Series) -> Any:
-    option = f"--condition {_show(column.name)}"
+    option = f"--condition {show(column.name)}"
     kind = column.dtype.kind
     if kind in "Mmc":
         what = "complex numbers" if kind == "c" else "dates"
@@ -499,7 +474,7 @@ def _write_npy(path: Path, rows: Rows, temporary: Path) -> None:
     if isinstance(rows, pd.DataFrame):
         text = [name for name in rows.columns if rows[name].dtype.kind not in "biuf"]
         if text:
-            raise _error(path, f".npy holds numbers alone, {_list(text)} does not; write .csv or .parquet")
+            raise _error(path, f".npy holds numbers alone, {listing(text)} does not; write .csv or .parquet")
         rows = rows.to_numpy(np.result_type(*rows.dtypes))
     with temporary.open("wb") as file:
         np.save(file, rows, allow_pickle=False)

@@ -9,7 +9,6 @@ Log-densities are in nats. Laws with sharp edges give ``-inf`` outside their sup
 the rounding of x's dtype, so that no toy calls a point of its own impossible.
 """
 
-import difflib
 import functools
 import math
 from collections.abc import Callable, Mapping
@@ -20,6 +19,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+
+from pathline.wording import guess
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,7 @@ def toy(name: str) -> Toy:
     """
     if name in TOYS:
         return TOYS[name]
-    close = difflib.get_close_matches(name, TOYS, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    raise ValueError(f"name must be a built-in toy, got {name!r}; {hint}there are {', '.join(TOYS)}")
+    raise ValueError(f"no built-in toy {name!r}{guess(name, TOYS)}; there are {', '.join(TOYS)}")
 
 
 def _count(n: int) -> int:

@@ -21,7 +21,7 @@ from pathline.train.loop import Step, fit
 from pathline.transforms import TableTransform
 from pathline.typing import Draw
 
-STEPS = 7_500
+STEPS = 5_000
 _WIDTHS = ((8, 64), (16, 128), (128, 256))
 
 
@@ -74,7 +74,7 @@ def settled(config: Config, dim: int, rows: int | None) -> Config:
     """The config with all that it leaves open chosen for ``rows`` rows (``None``: a stream) of ``dim`` numbers.
 
     Width 64 up to 8 numbers, 128 up to 16, 256 up to 128, then 512; batches of 1024, 512 or 256 rows and a learning
-    rate of 1e-2 sqrt(64 / width) to match; 7,500 steps, or 500 passes over the rows where that is less, at least 500.
+    rate of 1e-2 sqrt(64 / width) to match; 5,000 steps, or 500 passes over the rows where that is less, at least 500.
     The measurements behind it are in docs/experiments.md.
     """
     width = config.width or next((w for most, w in _WIDTHS if dim <= most), 512)
@@ -118,8 +118,11 @@ def threads(count: int) -> Iterator[None]:
 
 
 def default_threads(config: Config) -> int:
-    """CPU threads that train a settled config fastest: one for narrow networks, else all that torch would take."""
-    return 1 if (config.width or 0) <= 128 else torch.get_num_threads()
+    """CPU threads for a settled config: at most two for narrow networks, else all that torch would take.
+
+    Two threads take 0.65 to 0.75 of one thread's seconds at every width, see docs/experiments.md.
+    """
+    return min(2, torch.get_num_threads()) if (config.width or 0) <= 128 else torch.get_num_threads()
 
 
 def chosen_device(device: str | None) -> str:

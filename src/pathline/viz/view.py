@@ -25,6 +25,7 @@ from pathline.viz.page import SCENE, FlowPage
 SCRIPTS = (*SCENE, "flow.js", "charts.js", "compare.js", "view.js")
 BINS = 20
 DRAWS = 768
+MOST_DRAWS = 4_096
 EXACT_ROWS = 4_000
 SHOWN_ROWS = 1_000
 AXES = 24
@@ -57,6 +58,7 @@ class Line:
         peak = float(self.density.max())
         return {
             "columns": [self.name, "time t"],
+            "rise": 0.5,
             "times": self.times.tolist(),
             "extent": [*self.ends, 0.0, 1.0],
             "grid": len(self.density),
@@ -302,20 +304,25 @@ def _curves(model: Model, dataset: Dataset, exact: _Exact, generator: torch.Gene
     """Over time: R2, the model's loss on rows of the training and on others, and the floors beneath it."""
     path = exact.field.path
     times = (torch.arange(BINS, dtype=torch.float64) + 0.5) / BINS
-    draws = max(128, min(DRAWS, 200_000 // exact.z[0].numel()))
-    options: dict[str, Any] = {"draws": draws, "generator": generator}
+    seed = int(torch.randint(2**31, (), generator=generator))
+    draws = max(128, min(MOST_DRAWS, max(DRAWS, 3_000_000 // len(exact.z)), 200_000 // exact.z[0].numel()))
+
+    def options() -> dict[str, Any]:
+        """The same draws each time, so that curves of the same rows differ by the fields alone."""
+        return {"draws": draws, "generator": torch.Generator().manual_seed(seed)}
+
     learned = _Learned(model)
     labels = exact.label.get("label")
     found = {
-        "r2": r2(learned, exact.field, path, exact.z, times, cond=exact.cond, exact_cond=exact.label, **options),
-        "floor": floor(path, exact.z, times, labels=labels, **options),
-        "train": time_loss(learned, path, exact.z, times, cond=exact.cond, **options),
+        "r2": r2(learned, exact.field, path, exact.z, times, cond=exact.cond, exact_cond=exact.label, **options()),
+        "floor": floor(path, exact.z, times, labels=labels, **options()),
+        "train": time_loss(learned, path, exact.z, times, cond=exact.cond, **options()),
     }
     other, told = _split_z(model, dataset.held_out, generator)
     if dataset.toy is not None:
-        found["above"] = time_loss(exact.field, path, other, times, **options)
+        found["above"] = time_loss(exact.field, path, other, times, **options())
     elif len(dataset.held_out) > 0:
-        found["held_out"] = time_loss(learned, path, other, times, cond=told, **options)
+        found["held_out"] = time_loss(learned, path, other, times, cond=told, **options())
     curves = {name: [round(float(v), 5) for v in values] for name, values in found.items()}
     return {**curves, "times": times.tolist(), "of": exact.of, "toy": dataset.toy is not None}
 
@@ -485,11 +492,11 @@ def _settings(model: Model, dataset: Dataset | None) -> list[list[str]]:
     about = model.about
     net = getattr(model.field, "net", model.field)
     size = sum(p.numel() for p in model.field.parameters())
-    config = about.get("config", {})
+    config, shape = about.get("config", {}), _row_shape(model)
     schedule = model.path.schedule.name if isinstance(model.path, AffinePath) else type(model.path).__name__
     found: dict[str, Any] = {
         "data": dataset.story if dataset is not None else about.get("data", {}).get("file", "not at hand"),
-        "columns": ", ".join(_names(model)[:40]),
+        **({"shape": " x ".join(map(str, shape))} if len(shape) > 1 else {"columns": _listed(_names(model))}),
         "dimensions": int(np.prod(model.shape)),
         "condition": model.condition.name if model.condition else None,
         "network": f"{type(net).__name__}, {size:,} weights",
@@ -538,6 +545,11 @@ def _names(model: Model) -> list[str]:
     """Names of the columns that vary."""
     known = list(model.about.get("dtypes") or {}) or [f"x{i}" for i in range(int(np.prod(model.shape)))]
     return [known[i] for i in flow.varying(model)] if len(known) > max(flow.varying(model)) else known
+
+
+def _listed(names: Sequence[str], most: int = 40) -> str:
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _share(values: np.ndarray, ends: np.ndarray) -> np.ndarray:

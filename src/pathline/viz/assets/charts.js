@@ -1,6 +1,6 @@
 "use strict";
 
-const CHART = { width: 420, height: 216, left: 44, right: 10, top: 12, bottom: 30 };
+const CHART = { height: 216, left: 44, right: 10, top: 12, bottom: 30 };
 
 function svg(name, attributes, text) {
   const element = document.createElementNS("http://www.w3.org/2000/svg", name);
@@ -18,21 +18,55 @@ function element(name, className, ...children) {
 
 // Lines {name, look, x, y} and bands {name, look, x, low, high} over one pair of axes; `say` is the text for those
 // who don't see the picture. Returns a function that marks one place across.
-function chart(box, { x, y, lines, bands = [], say }) {
-  const { width, height, left, right, top, bottom } = CHART;
-  const [inner, tall] = [width - left - right, height - top - bottom];
-  const across = (v) => left + (v - x.low) / (x.high - x.low) * inner;
-  const up = (v) => top + (1 - (clamp(v, y.low, y.high) - y.low) / (y.high - y.low)) * tall;
+function chart(box, spec) {
+  const keys = element("div", "keys");
+  for (const { name, look, high } of [...spec.lines, ...(spec.bands ?? [])]) {
+    const looks = ["dashed", "faint"].filter((each) => look.includes(each));
+    const mark = element("i", [...looks, ...(high ? ["band"] : [])].join(" "));
+    keys.append(element("span", look.split(" ")[0], mark, element("b", "", name)));
+  }
+  box.replaceChildren(svg("svg", {}), keys);
+  let [width, place] = [0, null];
+  const draw = () => {
+    const wanted = Math.round(clamp(box.clientWidth / rem() * 16, 220, 900));
+    if (wanted === width) return;
+    width = wanted;
+    box.replaceChildren(plot(spec, width, place), keys);
+  };
+  draw();
+  new ResizeObserver(draw).observe(box);
+  return (v) => {
+    place = v;
+    mark(box.querySelector(".now"), across(spec.x, width, v));
+  };
+}
+
+function rem() {
+  return parseFloat(getComputedStyle(document.documentElement).fontSize);
+}
+
+function across(x, width, v) {
+  return CHART.left + (v - x.low) / (x.high - x.low) * (width - CHART.left - CHART.right);
+}
+
+function mark(line, at) {
+  for (const [key, value] of Object.entries({ visibility: "visible", x1: at, x2: at })) line.setAttribute(key, value);
+}
+
+function plot({ x, y, lines, bands = [], say }, width, place) {
+  const { height, left, right, top, bottom } = CHART;
+  const over = (v) => across(x, width, v);
+  const up = (v) => top + (1 - (clamp(v, y.low, y.high) - y.low) / (y.high - y.low)) * (height - top - bottom);
   const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": say });
   for (const v of ticks(y.low, y.high, 4)) {
     picture.append(svg("line", { class: "grid", x1: left, x2: width - right, y1: up(v), y2: up(v) }));
     picture.append(svg("text", { x: left - 7, y: up(v) + 4, "text-anchor": "end" }, label(v)));
   }
-  for (const v of ticks(x.low, x.high, 5)) {
-    picture.append(svg("text", { x: across(v), y: height - bottom + 16, "text-anchor": "middle" }, x.say?.(v) ?? label(v)));
+  for (const v of ticks(x.low, x.high, width < 300 ? 3 : 5)) {
+    picture.append(svg("text", { x: over(v), y: height - bottom + 16, "text-anchor": "middle" }, x.say?.(v) ?? label(v)));
   }
   picture.append(svg("text", { x: width - right, y: height - 1, "text-anchor": "end" }, x.name));
-  const point = (a, b) => `${across(a).toFixed(1)},${up(b).toFixed(1)}`;
+  const point = (a, b) => `${over(a).toFixed(1)},${up(b).toFixed(1)}`;
   for (const { look, x: at, low, high } of bands) {
     const points = [...at.map((v, k) => point(v, high[k])), ...at.map((v, k) => point(v, low[k])).reverse()];
     picture.append(svg("polygon", { class: `filled ${look}`, points: points.join(" ") }));
@@ -41,18 +75,9 @@ function chart(box, { x, y, lines, bands = [], say }) {
     picture.append(svg("polyline", { class: `series ${look}`, points: at.map((v, k) => point(v, values[k])).join(" ") }));
   }
   const now = svg("line", { class: "now", y1: top, y2: height - bottom, visibility: "hidden" });
+  if (place !== null) mark(now, over(place));
   picture.append(now);
-  const keys = element("div", "keys");
-  for (const { name, look, high } of [...lines, ...bands]) {
-    const mark = element("i", `${high ? "band" : ""} ${look.includes("dashed") ? "dashed" : ""}`);
-    keys.append(element("span", look.split(" ")[0], mark, element("b", "", name)));
-  }
-  box.replaceChildren(picture, keys);
-  return (v) => {
-    now.setAttribute("visibility", "visible");
-    now.setAttribute("x1", across(v));
-    now.setAttribute("x2", across(v));
-  };
+  return picture;
 }
 
 function table(place, head, rows) {

@@ -61,7 +61,7 @@ class Compare {
     if (!width || this.t === undefined) return;
     const [across, along] = this.ends();
     const ratio = (along[1] - along[0]) / (across[1] - across[0]);
-    const height = Math.round(width * (this.kind === "plane" && ratio > 0.5 && ratio < 1.6 ? ratio : 0.72));
+    const height = Math.round(width * (this.kind === "plane" && ratio > 0.5 && ratio < 1.6 ? ratio : 0.82));
     const pixel = pixelRatio();
     const [w, h] = [Math.round(width * pixel), Math.round(height * pixel)];
     if (this.canvas.width !== w || this.canvas.height !== h) Object.assign(this.canvas, { width: w, height: h });
@@ -69,7 +69,8 @@ class Compare {
     const pen = this.canvas.getContext("2d");
     pen.setTransform(pixel, 0, 0, pixel, 0, 0);
     pen.clearRect(0, 0, width, height);
-    const margin = { left: 40, bottom: 34, top: 6, right: 6 };
+    const unit = rem() / 16;
+    const margin = { left: 40 * unit, bottom: 34 * unit, top: 6, right: 6 };
     this.place = (u, v) => [
       margin.left + u * (width - margin.left - margin.right), height - margin.bottom - v * (height - margin.top - margin.bottom),
     ];
@@ -85,7 +86,7 @@ class Compare {
     if (this.rows && this.shown.rows) this.drawRows(pen);
     if (this.arrows) this.drawArrows(pen);
     pen.restore();
-    this.frame(pen, across, along, [left, top, right, floor]);
+    this.frame(pen, across, along, [left, top, right, floor], unit);
   }
 
   drawMap(pen) {
@@ -182,22 +183,22 @@ class Compare {
     return weight[Math.round(v * (n - 1)) * n + Math.round(u * (n - 1))];
   }
 
-  frame(pen, across, along, [left, top, right, floor]) {
+  frame(pen, across, along, [left, top, right, floor], unit) {
     pen.strokeStyle = colour("--line");
     pen.lineWidth = 1;
     pen.strokeRect(left + 0.5, top + 0.5, right - left - 1, floor - top - 1);
     pen.fillStyle = colour("--soft");
-    pen.font = `12px ${getComputedStyle(document.body).fontFamily}`;
+    pen.font = `${12 * unit}px ${getComputedStyle(document.body).fontFamily}`;
     pen.textAlign = "center";
-    for (const v of ticks(...across, 5)) pen.fillText(label(v), this.place((v - across[0]) / (across[1] - across[0]), 0)[0], floor + 15);
+    for (const v of ticks(...across, 5)) pen.fillText(label(v), this.place((v - across[0]) / (across[1] - across[0]), 0)[0], floor + 15 * unit);
     pen.textAlign = "right";
     for (const v of ticks(...along, 4)) pen.fillText(label(v), left - 6, this.place(0, (v - along[0]) / (along[1] - along[0]))[1] + 4);
     const names = this.kind === "cloud" ? this.axes.map((axis) => this.flow.axes[axis]) : this.flow.columns;
     pen.textAlign = "center";
     pen.fillStyle = colour("--text");
-    pen.fillText(short(names[0], 40), (left + right) / 2, floor + 30);
+    pen.fillText(short(names[0], 40), (left + right) / 2, floor + 30 * unit);
     pen.save();
-    pen.translate(11, (top + floor) / 2);
+    pen.translate(11 * unit, (top + floor) / 2);
     pen.rotate(-Math.PI / 2);
     pen.fillText(short(names[1], 30), 0, 0);
     pen.restore();

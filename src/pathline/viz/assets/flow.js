@@ -107,10 +107,10 @@ class Flow extends Player {
     this.seek(0);
   }
 
-  box({ extent: [xmin, xmax, ymin, ymax] }) {
+  box({ extent: [xmin, xmax, ymin, ymax], rise = this.rise }) {
     const ratio = (xmax - xmin) / (ymax - ymin);
     const shape = ratio > 1 / 3 && ratio < 3 ? [Math.min(ratio, 1), Math.min(1 / ratio, 1)] : [1, 1];
-    return [2 * shape[0], 2 * shape[1], this.rise];
+    return [2 * shape[0], 2 * shape[1], rise];
   }
 
   // One frame of density stays as it is; particles are stored over twice the extent, so those outside stay true.

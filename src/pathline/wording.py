@@ -1,0 +1,34 @@
+"""How messages show what a user wrote."""
+
+import difflib
+from collections.abc import Iterable
+
+_LISTED = 20
+
+
+def show(name: object) -> str:
+    """The text as it is, or quoted where it could be misread."""
+    text = str(name)
+    plain = text.isprintable() and text == text.strip() != "" and "," not in text
+    return text if plain else repr(text)
+
+
+def listing(names: Iterable[object]) -> str:
+    """Names in a row, the first 20 of many.
+
+    >>> listing(["cut", "width, mm"])
+    "cut, 'width, mm'"
+    """
+    shown = [show(name) for name in names]
+    more = [f"... ({len(shown)} in all)"] if len(shown) > _LISTED else []
+    return ", ".join(shown[:_LISTED] + more)
+
+
+def guess(name: str, known: Iterable[str]) -> str:
+    """A question after the nearest known name, or nothing.
+
+    >>> guess("anulus", ["annulus", "moons"])
+    '; did you mean annulus?'
+    """
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {show(close[0])}?" if close else ""
