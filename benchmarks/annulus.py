@@ -142,7 +142,7 @@ def main() -> None:
         note("(c) pathline", seed, seconds, push, gap)
         _, push = better_loop(seed, seconds)
         note("(b) by hand", seed, seconds, push)
-        seconds, push, gap = pathline(seed, "--minutes", str(0.95 * plain_seconds / 5 / 60))
+        seconds, push, gap = pathline(seed, "--minutes", str(0.8 * plain_seconds / 5 / 60))
         note("(c) pathline, a fifth", seed, seconds, push, gap)
 
     def median(name: str, column: int) -> float:

@@ -4,6 +4,7 @@ import copy
 import math
 import statistics
 import time
+from itertools import pairwise
 
 import torch
 from common import arguments, finish, interleaved, machine, ratio
@@ -22,7 +23,7 @@ def fit_seconds(data: Tensor, batch: int, steps: int, skip: int) -> float:
     loss = pl.FlowMatching(PATH, times=pl.objectives.stratified)
     recipe = pl.Recipe(steps=steps, batch_size=batch, learning_rate=1e-3)
     pl.fit(pl.nets.MLP(2), data, loss, recipe=recipe, callback=lambda _: times.append(time.perf_counter()))
-    return (times[-1] - times[skip - 1]) / (steps - skip)
+    return typical(times[skip - 1 :])
 
 
 def hand_seconds(data: Tensor, batch: int, steps: int, skip: int, stripped: bool = False) -> float:
@@ -33,10 +34,8 @@ def hand_seconds(data: Tensor, batch: int, steps: int, skip: int, stripped: bool
     live = [p.detach() for p in net.parameters()]
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.0, fused=True)
     order = torch.randperm(len(data))
-    start = 0.0
+    times: list[float] = []
     for step in range(steps):
-        if step == skip:
-            start = time.perf_counter()
         first = step * batch % (len(data) - batch)
         x1 = data[order[first : first + batch]]
         t = (torch.randperm(batch) + torch.rand(batch)) / batch
@@ -52,7 +51,13 @@ def hand_seconds(data: Tensor, batch: int, steps: int, skip: int, stripped: bool
         optimizer.zero_grad(set_to_none=True)
         if not stripped:
             torch._foreach_lerp_(average, live, 0.01)
-    return (time.perf_counter() - start) / (steps - skip)
+        times.append(time.perf_counter())
+    return typical(times[skip - 1 :])
+
+
+def typical(times: list[float]) -> float:
+    """The median of the seconds between ticks: a neighbour's burst of work does not enter it."""
+    return statistics.median(b - a for a, b in pairwise(times))
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ An objective never pairs anything itself: source points come with the batch, or 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple, get_args
 
 import torch
@@ -94,7 +94,7 @@ class FlowMatching:
     times: TimeSampler = uniform
     weight: Callable[[Tensor], Tensor] | None = None
 
-    @property
+    @cached_property
     def time_range(self) -> tuple[float, float]:
         """The times that are drawn: [0, 1], less what lies beyond the last call before an end without a target."""
         ends = self._open_ends()

@@ -182,8 +182,8 @@ def value_and_rate(function: Callable[[Tensor], Any], t: Tensor) -> tuple[Any, A
 
 
 def _linear(t: Tensor, sigma_min: float) -> Curve:
-    slope = 1.0 - sigma_min
-    return Curve(t, (1 - t) + sigma_min * t, torch.ones_like(t), torch.full_like(t, -slope))
+    sigma = torch.add(1 - t, t, alpha=sigma_min)
+    return Curve(t, sigma, torch.ones_like(t), torch.full_like(t, sigma_min - 1.0))
 
 
 def _cosine(t: Tensor) -> Curve:

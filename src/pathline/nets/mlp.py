@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pathline.paths import one_time
+
 
 class MLP(nn.Module):
     r"""A small time-conditioned network that learns what Gaussian data do not already explain.
@@ -28,6 +30,9 @@ class MLP(nn.Module):
         self.modulate = nn.Linear(_FEATURES + condition, 2 * width)
         self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
         self.leave = nn.Linear(width, dim)
+        octaves = math.pi * 2.0 ** torch.arange(_OCTAVES)
+        self.register_buffer("frequencies", octaves.repeat(2), persistent=False)
+        self.register_buffer("phases", torch.tensor([0.0, -math.pi / 2]).repeat_interleave(_OCTAVES), persistent=False)
         for zero in (self.modulate.bias, self.leave.weight, self.leave.bias):
             nn.init.zeros_(zero)
 
@@ -35,8 +40,10 @@ class MLP(nn.Module):
         self, x: Float[Tensor, "b *d"], t: Float[Tensor, " b"], /, *, condition: Tensor | None = None
     ) -> Float[Tensor, "b *d"]:
         flat, time = x.reshape(len(x), -1), t[:, None].to(x.dtype)
+        if condition is None and one_time(t):
+            time = time[:1]
         extra = [] if condition is None else [condition]
-        scale, shift = self.modulate(torch.cat([_time_features(time), *extra], 1)).chunk(2, 1)
+        scale, shift = self.modulate(torch.cat([*self._time_features(time), *extra], 1)).chunk(2, 1)
         h = self.enter(torch.cat([flat, *extra], 1) if extra else flat)
         h = nn.functional.silu(torch.addcmul(h + shift, h, scale))
         for layer in self.hidden:
@@ -44,13 +51,11 @@ class MLP(nn.Module):
         gaussian = (2 * time - 1) / (time**2 + (1 - time) ** 2)
         return torch.addcmul(self.leave(h), gaussian, flat).reshape(x.shape)
 
+    def _time_features(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """t centred, a bounded log-odds, and octaves of cosine and sine; widths 1, 1 and 6."""
+        log_odds = torch.log((t + 0.02) / (1.02 - t)) / 3
+        return 2 * t - 1, log_odds, torch.addcmul(self.phases, t, self.frequencies).cos_()
+
 
 _OCTAVES = 3
 _FEATURES = 2 + 2 * _OCTAVES
-
-
-def _time_features(t: Tensor) -> Tensor:
-    """t centred, a bounded log-odds, and octaves of cosine and sine; shape ``(b, 8)``."""
-    log_odds = torch.log((t + 0.02) / (1.02 - t)) / 3
-    angles = torch.cat([math.pi * 2**k * t for k in range(_OCTAVES)], 1)
-    return torch.cat([2 * t - 1, log_odds, angles.cos(), angles.sin()], 1)

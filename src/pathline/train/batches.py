@@ -13,6 +13,7 @@ Augment = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 """``augment(x1, index, generator) -> x1``: a fresh view of rows each time that they are seen."""
 
 _MASK = 2**64 - 1
+_AHEAD = 8
 
 
 class Purpose(IntEnum):
@@ -86,14 +87,22 @@ class RowBatches:
 
 
 class StreamBatches:
-    """Batches of fresh points; a coupling sees each batch as its window."""
+    """Batches of fresh points, drawn for several steps at once; a coupling sees each batch as its window."""
 
     def __init__(self, draw: Draw, source: Source, coupling: MakeCoupling, size: int, streams: Streams) -> None:
         self.draw, self.source, self.coupling, self.size, self.streams = draw, source, coupling, size, streams
+        self._drawn, self._points = -1, torch.empty(0)
 
     def at(self, step: int) -> Batch:
-        x1 = self.draw(self.size, self.streams.at(step, Purpose.DATA))
+        x1 = self._fresh(step)
         coupling = self.coupling(x1, self.source)
         rows = torch.arange(self.size, device=x1.device)
         pairs = coupling.draw(rows, self.streams.at(step, Purpose.COUPLING))
         return Batch(x1[pairs.index], pairs.x0, weight=pairs.weight)
+
+    def _fresh(self, step: int) -> Tensor:
+        number, place = divmod(step, _AHEAD)
+        if number != self._drawn:
+            self._points = self.draw(_AHEAD * self.size, self.streams.at(number, Purpose.DATA))
+            self._drawn = number
+        return self._points[place * self.size : (place + 1) * self.size]

@@ -1,6 +1,5 @@
 """The default network and objective, trained on a `Dataset`: what the command line and `FlowMatcher` share."""
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -74,7 +73,7 @@ def settled(config: Config, dim: int, rows: int | None) -> Config:
     """The config with all that it leaves open chosen for ``rows`` rows (``None``: a stream) of ``dim`` numbers.
 
     Width 64 up to 8 numbers, 128 up to 16, 256 up to 128, then 512; batches of 1024, 512 or 256 rows and a learning
-    rate of 1e-2 sqrt(64 / width) to match; 5,000 steps, or 500 passes over the rows where that is less, at least 500.
+    rate of 1.5e-2 * 64 / width to match; 5,000 steps, or 500 passes over the rows where that is less, at least 500.
     The measurements behind it are in docs/experiments.md.
     """
     width = config.width or next((w for most, w in _WIDTHS if dim <= most), 512)
@@ -82,7 +81,7 @@ def settled(config: Config, dim: int, rows: int | None) -> Config:
     if rows is not None:
         batch = min(batch, max(32, rows))
     steps = STEPS if rows is None else min(STEPS, max(500, 500 * rows // batch))
-    recipe = config.recipe.settled(steps, batch, 1e-2 * math.sqrt(64 / width))
+    recipe = config.recipe.settled(steps, batch, 1.5e-2 * 64 / width)
     return replace(config, width=width, recipe=recipe)
 
 

@@ -32,7 +32,7 @@ class Recipe:
     warm_up: float = 0.05
     weight_decay: float = 0.0
     clip: float = 1.0
-    ema: float = 0.03
+    ema: float = 0.1
     seed: int = 0
 
     def check(self) -> None:
