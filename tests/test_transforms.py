@@ -198,6 +198,25 @@ class TestTableTransform:
         assert (x[:, 3] > 0).all()
         assert x[1, 4] == 1
 
+    @pytest.mark.parametrize("positive", [(), ("a",)])
+    def test_decimals_that_repeat_are_counted_in_steps(self, positive: tuple[str, ...]):
+        steps = torch.randint(1, 40, (200, 1), generator=seeded(3)).double()
+        x = steps / 100
+        transform = TableTransform.fit(x, "a", positive=positive)
+        assert (transform.kinds, transform.decimals) == (("decimal",), (2,))
+        z, log_abs_det = transform.forward(x, seeded(4))
+        assert torch.equal(transform.inverse(z), x)
+        whole, whole_det = TableTransform.fit(steps, "a", positive=positive).forward(steps, seeded(4))
+        assert torch.allclose(z, whole, atol=1e-12)
+        assert torch.allclose(log_abs_det, whole_det + math.log(100))
+        off = transform.forward(column(0.105), seeded(4))[1]
+        assert off.tolist() == [-torch.inf]
+        assert transform.snap(column(0.117, 0.11)).flatten().tolist() == [0.11, 0.11]
+
+    def test_decimals_that_do_not_repeat_are_real(self):
+        x = torch.arange(100.0, dtype=torch.float64)[:, None] / 1000
+        assert TableTransform.fit(x, "a").kinds == ("real",)
+
     def test_integers_are_dequantised_by_the_generator(self):
         transform, x = fitted()
         first, again, other = (transform.forward(x, seeded(seed))[0] for seed in (1, 1, 2))

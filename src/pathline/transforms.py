@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pathline.wording import guess, listing, show
 
-Kind = Literal["real", "integer", "constant"]
+Kind = Literal["real", "integer", "decimal", "constant"]
 Value = str | bool | int | float
 
 _TINY = torch.finfo(torch.float64).tiny
@@ -24,6 +24,7 @@ _HUGE = torch.finfo(torch.float64).max / 2
 _DETECTED = 2.0**24
 _WHOLE = 2.0**40
 _CATEGORIES = 20
+_DECIMALS = 6
 _WORDS = 1000
 _QUANTILES = 1001
 
@@ -62,20 +63,24 @@ class TableTransform(_Record):
     - ``y = x + u`` for an integer column, u uniform on [0, 1), and ``y = log(x - 1 + u)`` for a positive one,
       which therefore never comes back below 1. u keeps off 0 and 1 by 2^-44 of the column's magnitude, so that
       rounding never moves an integer;
+    - a decimal column, one of numbers written with k decimals in which values repeat, counts steps of 10^-k: its
+      ``10^k x`` is treated as an integer column is, and a positive one never comes back below one step;
     - a constant column has no part in z nor in the density.
 
-    Densities are those of the varying columns, integers dequantised. All work is in float64.
+    Densities are those of the varying columns in the user's units, integers and decimals dequantised. All work is in float64.
 
     Attributes:
         columns: names of the D columns.
-        kinds: "real", "integer" or "constant", by column.
+        kinds: "real", "integer", "decimal" or "constant", by column.
         positive: whether a column is kept above zero.
-        shift, scale: by column; a constant column's value is its shift, with scale 1.
+        decimals: k of a decimal column, 0 of others.
+        shift, scale: of y, by column; a constant column's value is its shift, with scale 1.
     """
 
     columns: tuple[str, ...]
     kinds: tuple[Kind, ...]
     positive: tuple[bool, ...]
+    decimals: tuple[int, ...]
     shift: tuple[float, ...]
     scale: tuple[float, ...]
 
@@ -94,7 +99,8 @@ class TableTransform(_Record):
             columns: names of the D columns.
             positive: columns that hold, and shall get, values above zero alone.
             integer: which columns are whole numbers, to be dequantised; one with a value beyond 2^40 is taken as
-                real all the same. ``None``: those with whole numbers below 2^24 alone.
+                real all the same. ``None``: those with whole numbers below 2^24 alone. Of the others, those are
+                decimal whose values are multiples of 10^-k, k at most 6, and repeat: at most half as many as rows.
 
         Raises:
             ValueError: a value is not finite, not above zero in a positive column or not whole in an integer
@@ -113,16 +119,19 @@ class TableTransform(_Record):
         constant = x.amax(0) == x.amin(0)
         if constant.all():
             raise ValueError(f"every column is constant ({listing(columns)}); give at least one that varies")
-        center, spread = _standard(x, whole, log)
+        decimals = [0 if held else _decimals(column) for held, column in zip(whole | constant, x.T, strict=True)]
+        counted = whole | torch.tensor([k > 0 for k in decimals])
+        center, spread = _standard(_in_steps(x, torch.tensor(decimals)), counted, log)
         beyond = ~constant & ~((spread > 0) & spread.isfinite())
         if beyond.any():
             name = columns[int(beyond.nonzero()[0])]
             raise ValueError(f"column {show(name)} spreads beyond float64; rescale it, or leave it out of positive")
-        flags = zip(constant.tolist(), whole.tolist(), strict=True)
+        flags = zip(constant.tolist(), whole.tolist(), decimals, strict=True)
         return cls(
             columns=tuple(columns),
-            kinds=tuple("constant" if c else "integer" if w else "real" for c, w in flags),
+            kinds=tuple("constant" if c else "integer" if w else "decimal" if k else "real" for c, w, k in flags),
             positive=tuple(log.tolist()),
+            decimals=tuple(decimals),
             shift=tuple(torch.where(constant, x[0], center).tolist()),
             scale=tuple(torch.where(constant, 1.0, spread).tolist()),
         )
@@ -132,22 +141,28 @@ class TableTransform(_Record):
         """d, the number of columns that vary."""
         return len(self.kinds) - self.kinds.count("constant")
 
+    @property
+    def dequantises(self) -> bool:
+        """Whether a column is of integers or decimals, so that `forward` draws."""
+        return not {"integer", "decimal"}.isdisjoint(self.kinds)
+
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Network units of rows.
 
         Args:
             x: rows, shape ``(n, D)``.
-            generator: draws the u of integer columns.
+            generator: draws the u of integer and decimal columns.
 
         Returns:
             z ``(n, d)`` and log|det dz/dx| ``(n,)`` in nats, float64. A row that the fit rules out (off a
-            constant column, not whole in an integer one, not above zero in a positive one) has a finite z
-            and ``-inf``.
+            constant column, off the steps of an integer or decimal one, not above zero in a positive one) has a
+            finite z and ``-inf``.
 
         Raises:
             ValueError: ``x`` is not ``(n, D)`` or not finite.
         """
-        x = _rows(x, self.columns)
+        decimals = torch.tensor(self.decimals, device=x.device)
+        x = _in_steps(_rows(x, self.columns), decimals)
         varying, whole, log = self._masks(x.device)
         shift, scale = self._units(x.device)
         y = x.clone()
@@ -158,13 +173,14 @@ class TableTransform(_Record):
         logs = y[:, log].clamp(min=_TINY).log()
         y[:, log] = logs
         off = (~varying & (x != shift)) | (whole & (x != x.floor())) | (log & (x <= 0))
-        log_abs_det = torch.where(off.any(1), -torch.inf, -scale.log().sum() - logs.sum(1))
+        log_scale = scale.log().sum() - math.log(10) * decimals.sum()
+        log_abs_det = torch.where(off.any(1), -torch.inf, -log_scale - logs.sum(1))
         return ((y - shift) / scale)[:, varying], log_abs_det
 
     def inverse(self, z: Tensor) -> Tensor:
         """Rows ``(n, D)``, float64, of network units ``(n, d)``.
 
-        Integers are floored, constants restored. The rows of any z without NaN are finite: values are cut at
+        Integers and decimals are floored to their steps, constants restored. The rows of any z without NaN are finite: values are cut at
         half of the largest float64, positive ones also at the smallest normal one.
 
         Raises:
@@ -177,11 +193,19 @@ class TableTransform(_Record):
         x = shift.repeat(len(z), 1)
         x[:, varying] = (z.double() * scale[varying] + shift[varying]).clamp(-_HUGE, _HUGE)
         x[:, log] = x[:, log].clamp(math.log(_TINY), math.log(_HUGE)).exp() + whole[log].double()
-        return torch.where(whole, x.floor(), x)
+        return torch.where(whole, x.floor(), x) / 10.0 ** torch.tensor(self.decimals, device=z.device)
+
+    def snap(self, x: Tensor) -> Tensor:
+        """Rows ``(n, D)`` with constants restored, integers and decimals floored to their steps, float64."""
+        decimals = torch.tensor(self.decimals, device=x.device)
+        varying, whole, _ = self._masks(x.device)
+        x = _in_steps(_rows(x, self.columns), decimals)
+        x = torch.where(varying, torch.where(whole, x.floor(), x), self._units(x.device)[0])
+        return x / 10.0**decimals
 
     def _masks(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         varying = torch.tensor([kind != "constant" for kind in self.kinds], device=device)
-        whole = torch.tensor([kind == "integer" for kind in self.kinds], device=device)
+        whole = torch.tensor([kind in ("integer", "decimal") for kind in self.kinds], device=device)
         return varying, whole, varying & torch.tensor(self.positive, device=device)
 
     def _units(self, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -337,6 +361,27 @@ def _integers(x: Tensor, columns: Sequence[str], integer: Sequence[bool] | None)
     flags = torch.tensor(list(integer), dtype=torch.bool)
     _refuse(broken & flags, x, columns, "integer columns need whole numbers")
     return flags & (largest <= _WHOLE)
+
+
+def _decimals(column: Tensor) -> int:
+    """How many decimals the values of a column are written with, 0 where they do not repeat."""
+    if 2 * len(column.unique()) > len(column):
+        return 0
+    for k in range(1, _DECIMALS + 1):
+        steps = _in_steps(column, torch.tensor(k))
+        if bool((steps == steps.round()).all()) and float(steps.abs().max()) < _DETECTED:
+            return k
+    return 0
+
+
+def _in_steps(x: Tensor, decimals: Tensor) -> Tensor:
+    """x in steps of 10^-k by column, made whole where it is a multiple but for rounding; as it is for k = 0."""
+    if not bool(decimals.any()):
+        return x
+    steps = x * 10.0**decimals
+    near = steps.round()
+    rounding = 2.0**-50 * near.abs()
+    return torch.where((decimals > 0) & ((steps - near).abs() <= rounding), near, steps)
 
 
 def _standard(x: Tensor, whole: Tensor, log: Tensor) -> tuple[Tensor, Tensor]:

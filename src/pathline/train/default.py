@@ -95,7 +95,7 @@ def _data(dataset: Dataset, seed: int, device: str) -> tuple[Tensor | Draw, Augm
         return draw, None
     rows = dataset.train.rows.to(device)
     fixed = transform.forward(rows, torch.Generator(device).manual_seed(seed))[0].float()
-    return fixed, _dequantise(transform, rows) if "integer" in transform.kinds else None
+    return fixed, _dequantise(transform, rows) if transform.dequantises else None
 
 
 def _dequantise(transform: TableTransform, rows: Tensor) -> Augment:

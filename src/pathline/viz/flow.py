@@ -122,8 +122,7 @@ def rows_with(model: Model, points: Tensor) -> Tensor:
         return points
     rows = torch.tensor(transform.shift, dtype=torch.float64).repeat(len(points), 1)
     rows[:, varying(model)] = points
-    whole = torch.tensor([kind == "integer" for kind in transform.kinds])
-    return torch.where(whole, rows.floor(), rows)
+    return transform.snap(rows)
 
 
 def conditions(model: Model, n: int) -> list[tuple[float, dict[str, Tensor]]]:
