@@ -1,8 +1,7 @@
 """FlowMatcher: the default flow as a scikit-learn density estimator on tables and arrays."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from numbers import Integral, Real
 from pathlib import Path
@@ -22,7 +21,7 @@ from pathline.evaluation import score
 from pathline.model import Model, Preset
 from pathline.train.config import Config
 from pathline.train.dataset import Dataset, Split
-from pathline.train.default import chosen_device, default_threads, settled, train
+from pathline.train.default import chosen_device, default_threads, settled, threads, train
 from pathline.train.loop import Step
 from pathline.train.recipe import Recipe
 from pathline.transforms import ConditionTransform, TableTransform
@@ -116,7 +115,7 @@ class FlowMatcher(DensityMixin, BaseEstimator):
         dataset = _dataset(_table(X, rows), y, config.positive)
         dim, name = dataset.transform.dim, dataset.condition.name if dataset.condition else None
         config = settled(replace(config, condition=name), dim, len(rows))
-        with _threads(default_threads(config)):
+        with threads(default_threads(config)):
             self.model_ = train(dataset, config, device=device, callback=_reporter(dim) if self.verbose else None)
         self._frame_columns = X.columns.tolist() if isinstance(X, pd.DataFrame) else None
         return self
@@ -287,13 +286,3 @@ def _reporter(dim: int) -> Callable[[Step], None]:
             print(f"step {step.step}/{step.steps}  loss {float(step.loss) / dim:.4f}", flush=True)
 
     return report
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
