@@ -22,6 +22,7 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
+	$(BIN)/python tests/viz/lint.py
 
 clean:
 	rm -rf .venv runs

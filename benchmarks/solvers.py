@@ -6,17 +6,24 @@ The peers are torchdiffeq, which pathline brings, and flow_matching where it can
 
 import math
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import torch
 from common import arguments, finish, interleaved, machine, ratio
+from sklearn.datasets import load_digits
 from torch import Tensor
 from torchdiffeq import odeint
 
 import pathline as pl
 from pathline import grids, solvers
-from pathline.typing import Solver
+from pathline.cli import main as command
+from pathline.data.toy import toy
+from pathline.metrics import w2
+from pathline.typing import Field, Solver
 
 SIGMA_MIN = 0.2
 FIRST_SEED = 9000
@@ -99,6 +106,95 @@ def precision(figures: dict[str, float], draws: int) -> None:
         print(f"{name:20s}" + "".join(cells))
 
 
+def trained(name: str, steps: str) -> pl.Model:
+    """The model of a default run on a toy or the digits, kept in the temporary folder for the next time."""
+    folder = Path(tempfile.gettempdir()) / f"pathline-benchmarks-{steps}" / name
+    if not (folder / "model.safetensors").exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        data = name
+        if name == "digits":
+            data = str(folder.parent / "digits.npy")
+            np.save(data, load_digits().images.astype(np.uint8))
+        assert command(["train", data, "--out", str(folder), "--steps", steps, "--force"]) == 0
+    return pl.load(folder)
+
+
+def best_untuned(field: Field, path: pl.AffinePath, nfe: int, x0: Tensor, end: Tensor) -> dict[str, tuple[float, str]]:
+    """The least mean and the least median distance over the listed solvers and grids that spend ``nfe``."""
+    best = {"mean": (math.inf, ""), "median": (math.inf, "")}
+    for name, (solver, spacing) in solvers.untuned(path, nfe).items():
+        for steps in (nfe // (solver.calls or 1), nfe // (solver.calls or 1) + 1):
+            try:
+                solution = pl.solve(field, x0, spacing(steps), solver)
+            except ValueError:  # too few steps for this grid
+                continue
+            if solution.nfe == nfe:
+                away = distances(solution.x, end)
+                best = {key: min(best[key], (float(getattr(away, key)()), name)) for key in best}
+    return best
+
+
+def distances(x: Tensor, end: Tensor) -> Tensor:
+    """RMSE of every row."""
+    return (x - end).double().flatten(1).square().mean(1).sqrt()
+
+
+@torch.no_grad()
+def tuning(figures: dict[str, float], quick: bool) -> None:
+    """Tuned solvers beside the best untuned ones, on noises that tuning has not seen."""
+    path = pl.AffinePath(pl.schedules.linear(SIGMA_MIN))
+    generator = torch.Generator().manual_seed(7)
+    mixture = pl.GaussianMixtureField(path, 2 * torch.randn(6, 2, generator=generator), torch.full((6,), 0.3))
+    exact = {"mixture": mixture, "annulus": pl.EmpiricalField(path, annulus(100 if quick else 1000, generator))}
+    names = ["eight-gaussians"] if quick else ["eight-gaussians", "checkerboard", "digits"]
+    models = {name: trained(name, "500" if quick else "3000" if name == "digits" else "5000") for name in names}
+    print("\nRMSE to the converged solution on fresh noises, mean (median); best of the listed untuned solvers, tuned")
+    print(f"{'':18s}{'calls':>6s}{'untuned':>22s}{'tuned':>22s}{'ratios':>16s}{'seconds':>9s}  untuned solver")
+    for name in [*exact, *models]:
+        field: Field = exact[name] if name in exact else models[name].field
+        shape = (2,) if name in exact else models[name].shape
+        dtype = torch.float64 if name in exact else torch.float32
+        flow = path if name in exact else models[name].path
+        assert isinstance(flow, pl.AffinePath)
+        x0 = torch.randn(1000, *shape, generator=torch.Generator().manual_seed(99), dtype=dtype)
+        end = pl.solve(field, x0, grids.uniform(100), solvers.rk4).x
+        for nfe in (4, 8):
+            start = time.perf_counter()
+            seed = torch.Generator().manual_seed(nfe)
+            if name in exact:
+                noise = torch.randn(256 if quick else 768, 2, generator=seed, dtype=dtype)
+                learned = solvers.tune(field, flow, nfe, noise)
+            else:
+                models[name] = models[name].tune(nfe, generator=seed)
+                learned = models[name].tuned[nfe]
+            seconds = time.perf_counter() - start
+            away = distances(pl.solve(field, x0, learned.grid, learned).x, end)
+            mean, median = float(away.mean()), float(away.median())
+            best = best_untuned(field, flow, nfe, x0, end)
+            ratios = mean / best["mean"][0], median / best["median"][0]
+            key = name.replace("-", "_")
+            figures |= {f"tuned_{nfe}_{key}": ratios[0], f"tuned_{nfe}_{key}_median": ratios[1]}
+            figures |= {f"tuned_{nfe}_{key}_seconds": seconds}
+            print(
+                f"{name:18s}{nfe:6d}{best['mean'][0]:12.2e} ({best['median'][0]:.1e}){mean:12.2e} ({median:.1e})"
+                f"{ratios[0]:8.2f} ({ratios[1]:.2f}){seconds:9.0f}  {best['mean'][1]}"
+            )
+    for name in names:
+        if name != "digits":
+            to_data(figures, name, models[name])
+
+
+def to_data(figures: dict[str, float], name: str, model: pl.Model) -> None:
+    """W2 to the law at 8 tuned and at 200 calls from the same noise, in shares of the floor."""
+    law, key = toy(name), name.replace("-", "_")
+    noise = pl.sources.StandardNormal().sobol((2048, 2), 0)
+    real, other = law.sobol(2048, 1), law.sobol(2048, 2)
+    few, many = (w2(model.sample(x0=noise, nfe=nfe), real) for nfe in (8, 200))
+    floor = w2(other, real)
+    print(f"{name}: W2 {few:.4f} at 8 tuned calls, {many:.4f} at 200, floor {floor:.4f}")
+    figures[f"w2_8_over_200_{key}"] = (few - many) / floor
+
+
 def timed(run: Callable[[], Tensor], calls: int) -> float:
     start = time.perf_counter()
     for _ in range(calls):
@@ -157,6 +253,7 @@ def main() -> None:
     figures: dict[str, float] = {}
     densities(figures, 2 if options.quick else 10, 300 if options.quick else 1000)
     precision(figures, 200 if options.quick else 1000)
+    tuning(figures, options.quick)
     peers(figures, 9 if options.quick else 41)
     finish("solvers", figures, options.check)
 

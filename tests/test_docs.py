@@ -17,7 +17,7 @@ def blocks(file: str, language: str) -> str:
     return "\n".join(re.findall(rf"```{language}\n(.*?)```", (ROOT / file).read_text(), re.DOTALL))
 
 
-@pytest.mark.parametrize("file", ["README.md", "docs/extending.md"])
+@pytest.mark.parametrize("file", ["README.md", "docs/extending.md", "docs/reading-the-numbers.md"])
 def test_python_blocks_run(file: str) -> None:
     code = blocks(file, "python")
     assert "import pathline" in code

@@ -28,12 +28,14 @@ class Measure:
         floor: the same between two real samples of the same size; ``None`` where there is no second one.
         se: standard error of ``value``; ``None`` where there are too few rows to tell.
         n: rows on each side. W2 falls with n even between equal laws: compare only measures of one n.
+        parts: of a loss over time, the same in equal bins of [0, 1].
     """
 
     value: float
     floor: float | None
     se: float | None
     n: int
+    parts: tuple["Measure", ...] = ()
 
 
 def w2(x: Tensor, y: Tensor) -> float:
@@ -212,9 +214,9 @@ def compare(samples: Tensor, reference: Tensor, fresh: Tensor, *, seed: int) -> 
     generator = torch.Generator().manual_seed(seed)
     common = min(5000, *map(len, given))
     made, real, more = (rows[torch.randperm(len(rows), generator=generator)[:common]] for rows in given)
-    name, transport, most = _transport(real.shape[1], seed)
+    name, metric, most = transport(real.shape[1], seed)
     return {
-        name: _transport_measure(transport, made[:most], real[:most], more[:most]),
+        name: _transport_measure(metric, made[:most], real[:most], more[:most]),
         "energy_distance": _energy_measure(made, real, more),
         "c2st": _c2st_measure(made, real, more, seed),
     }
@@ -223,7 +225,8 @@ def compare(samples: Tensor, reference: Tensor, fresh: Tensor, *, seed: int) -> 
 _SUBSETS = 8
 
 
-def _transport(width: int, seed: int) -> tuple[str, Callable[[Tensor, Tensor], float], int]:
+def transport(width: int, seed: int) -> tuple[str, Callable[[Tensor, Tensor], float], int]:
+    """The Wasserstein distance for rows of this width: its name, itself, and the most rows that it is meant for."""
     if width <= 16:
         return "w2", w2, 2000
     return "sliced_w2", lambda x, y: sliced_w2(x, y, generator=torch.Generator().manual_seed(seed)), 5000

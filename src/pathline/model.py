@@ -1,8 +1,8 @@
 """Model: what training leaves behind. It samples, scores, and is one safetensors file."""
 
 import dataclasses
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from pathline.fields import ParametrizedField
 from pathline.files import read_tensors, write_tensors
 from pathline.likelihood import log_prob
 from pathline.paths import AffinePath
+from pathline.solvers import Tuned, TuneStep
 from pathline.sources import StandardNormal
 from pathline.transforms import ConditionTransform, Identity, TableTransform
 
@@ -23,6 +24,8 @@ FORMAT = 1
 _KEY = "pathline"
 _ABOUT = ("net", "predicts", "schedule", "shape", "transform", "condition", "preset", "about")
 _NUMBERS = 2**21
+_NOISES, _LEAST_NOISES = 5_120, 320
+"""Noises that a solver is tuned on; fewer than the first where a row has more than 6 numbers."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class Model:
         condition: the condition column's units, or ``None``.
         preset: how it is sampled.
         about: how it came to be, as JSON values.
+        tuned: solvers learned for it, by their number of calls.
     """
 
     field: nn.Module
@@ -69,6 +73,7 @@ class Model:
     condition: ConditionTransform | None = None
     preset: Preset = dataclasses.field(default_factory=Preset)
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    tuned: Mapping[int, Tuned] = dataclasses.field(default_factory=dict)
 
     @torch.no_grad()
     def sample(
@@ -79,6 +84,7 @@ class Model:
         cond: Mapping[str, Tensor] | None = None,
         nfe: int | None = None,
         generator: torch.Generator | None = None,
+        callback: Callable[[int, int], None] | None = None,
     ) -> Tensor:
         """Draws rows in the user's units, shape ``(n, ...)``.
 
@@ -86,8 +92,9 @@ class Model:
             n: how many rows; or
             x0: the source points to push through the flow, in order, shape ``(n, *shape)``.
             cond: conditions by keyword, each ``(n, ...)``; by default drawn as in the training data.
-            nfe: model calls, instead of the preset's.
+            nfe: model calls, instead of the preset's. Where a solver was tuned for as many, that one is used.
             generator: for the source and the conditions.
+            callback: called as ``callback(done, steps)`` after every step of every part of the rows.
 
         Raises:
             ValueError: neither or both of n and x0, n below 1, an nfe that the solver can't spend, conditions that
@@ -96,16 +103,45 @@ class Model:
         x0 = self._starts(n, x0, generator)
         cond = self._conditions(len(x0), generator) if cond is None else cond
         self._check_cond(cond, len(x0))
-        solver = solvers.NAMED[self.preset.solver]
-        calls = self.preset.nfe if nfe is None else nfe
-        grid = torch.tensor([0.0, 1.0]) if calls is None else solvers.grid_for(calls, solver, self.field)
+        solver, grid = self._method(nfe)
         rows = max(1, _NUMBERS // max(1, x0[0].numel()) // 16)
-        parts = []
+        steps, parts = len(grid) - 1, list[Tensor]()
+        every = steps * -(-len(x0) // rows)
+
+        def tell(step: int, t: float, x: Tensor) -> None:
+            if callback is not None:
+                callback(steps * len(parts) + step, every)
+
         for first in range(0, len(x0), rows):
             some = {key: value[first : first + rows] for key, value in cond.items()}
-            z = solvers.solve(self.field, x0[first : first + rows], grid, solver, cond=some).x
+            z = solvers.solve(self.field, x0[first : first + rows], grid, solver, cond=some, callback=tell).x
             parts.append(self.transform.inverse(z))
         return torch.cat(parts)
+
+    def tune(
+        self,
+        nfe: int,
+        *,
+        generator: torch.Generator | None = None,
+        callback: Callable[[TuneStep], None] | None = None,
+    ) -> "Model":
+        """The model with a solver learned for ``nfe`` calls, which `sample` then takes; see `pathline.solvers.tune`.
+
+        Args:
+            nfe: model calls per sample.
+            generator: for the noises and conditions that it is learned on.
+            callback: called after every step.
+
+        Raises:
+            ValueError: nfe below 1; a path that is not affine.
+        """
+        if not isinstance(self.path, AffinePath):
+            raise ValueError(f"path must be affine for a solver to be tuned, got {type(self.path).__name__}")
+        count = max(_LEAST_NOISES, min(_NOISES, 2**15 // max(1, int(np.prod(self.shape)))))
+        x0 = self._starts(count, None, generator)
+        cond = self._conditions(count, generator)
+        learned = solvers.tune(self.field, self.path, nfe, x0, cond=cond, callback=callback)
+        return replace(self, tuned={**self.tuned, nfe: learned})
 
     def log_prob(
         self,
@@ -121,7 +157,7 @@ class Model:
         Args:
             x: rows in the user's units.
             cond: conditions by keyword, each ``(n, ...)``.
-            draws: dequantisations to average the log-density over, where columns are integers.
+            draws: dequantisations to average the log-density over, where columns are of integers or decimals.
             probes: Hutchinson probes; ``None`` takes the exact trace.
             generator: for dequantisation and probes.
 
@@ -157,8 +193,17 @@ class Model:
             "condition": self.condition.to_dict() if self.condition else None,
             "preset": asdict(self.preset),
             "about": dict(self.about),
+            "tuned": [self.tuned[nfe].to_dict() for nfe in sorted(self.tuned)],
         }
         write_tensors(path, self.field.state_dict(), _KEY, about)
+
+    def _method(self, nfe: int | None) -> tuple[typing.Solver, Tensor]:
+        """The solver and the grid for as many calls."""
+        calls = self.preset.nfe if nfe is None else nfe
+        if calls is not None and calls in self.tuned:
+            return self.tuned[calls], self.tuned[calls].grid
+        solver = solvers.NAMED[self.preset.solver]
+        return solver, torch.tensor([0.0, 1.0]) if calls is None else solvers.grid_for(calls, solver, self.field)
 
     def _starts(self, n: int | None, x0: Tensor | None, generator: torch.Generator | None) -> Tensor:
         if (n is None) == (x0 is None):
@@ -251,7 +296,8 @@ def load(
     condition = ConditionTransform.from_dict(about["condition"]) if about["condition"] else None
     field = field.to(device).eval().requires_grad_(False)
     preset, shape = Preset(**about["preset"]), tuple(about["shape"])
-    return Model(field, flow, shape, transform, condition, preset, about["about"])
+    tuned = {len(values["times"]): Tuned.from_dict(values) for values in about.get("tuned", [])}
+    return Model(field, flow, shape, transform, condition, preset, about["about"], tuned)
 
 
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -3,18 +3,20 @@
 An objective never pairs anything itself: source points come with the batch, or fresh from the path's source.
 """
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pathline.fields import EmpiricalField
 from pathline.fields.parametrized import open_ends
-from pathline.paths import AffinePath, Prediction
-from pathline.typing import Batch, Field, Path
+from pathline.paths import AffinePath, GaussianPath, Prediction, converted, like
+from pathline.typing import Batch, Field, Path, PathSample
 
 TimeSampler = Callable[[int, torch.Generator | None, torch.dtype, torch.device], Tensor]
 """``sampler(n, generator, dtype, device) -> (n,)`` times in [0, 1]."""
@@ -69,6 +71,28 @@ class Drawn(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Sampled:
+    """A reference batch for `FlowMatching` to take its target from: rows drawn afresh from the data for every batch.
+
+    Attributes:
+        data: all rows, ``(n, *d)``, in the units and on the device of the training.
+        rows: how many of them, with replacement, stand beside the one that x_t was made from.
+
+    Raises:
+        ValueError: no data, or rows below 1.
+    """
+
+    data: Tensor = field(repr=False)
+    rows: int
+
+    def __post_init__(self) -> None:
+        if self.data.ndim == 0 or len(self.data) == 0 or self.rows < 1:
+            raise ValueError(
+                f"data must hold a row and rows be at least 1, got shape {tuple(self.data.shape)} and {self.rows}"
+            )
+
+
+@dataclass(frozen=True)
 class FlowMatching:
     r"""The conditional objective: $\mathbb E\,\lVert v_\theta(x_t, t) - u_t(x_t \mid x_1) \rVert^2$, one loss per row.
 
@@ -80,8 +104,16 @@ class FlowMatching:
         predicts: what the network predicts and is regressed on; other than velocity on affine paths only.
         times: how t is drawn, see `uniform`, `stratified`, `logit_normal`.
         weight: a factor on each row's loss as a function of t, ``(b,) -> (b,)``; ``None``: one.
+        target: what stands in for the conditional velocity. ``None``: nothing; "batch": the exact field of the rows of
+            the batch; `Sampled`: that of rows drawn for it and the row itself; or the exact field of all data,
+            ``field(x, t, **cond)``. All have the same expected gradient (the row that made x_t stays among those of
+            the reference, which makes that so), and less variance. The first two are for unconditional training; all
+            take x0 and x1 to be independent.
 
-    Reference: Lipman et al., "Flow Matching for Generative Modeling", arXiv:2210.02747.
+    Reference: Lipman et al., "Flow Matching for Generative Modeling", arXiv:2210.02747; Bertrand et al., "On the
+    closed-form of flow matching: generalization does not arise from target stochasticity", arXiv:2506.03719;
+    Ryzhakov et al., "Explicit Flow Matching: On The Theory of Flow Matching Algorithms with Applications",
+    arXiv:2402.03232.
 
     >>> from pathline import schedules
     >>> loss = FlowMatching(AffinePath(schedules.linear()))
@@ -93,6 +125,7 @@ class FlowMatching:
     predicts: Prediction = "velocity"
     times: TimeSampler = uniform
     weight: Callable[[Tensor], Tensor] | None = None
+    target: Literal["batch"] | Sampled | Field | None = None
 
     @cached_property
     def time_range(self) -> tuple[float, float]:
@@ -113,7 +146,8 @@ class FlowMatching:
         """Draws t, x0 where the batch has none, and with them x_t and the target.
 
         Raises:
-            ValueError: an empty batch, x1 that is not floating point, a prediction that the path does not know.
+            ValueError: an empty batch, x1 that is not floating point, a prediction that the path does not know, a
+                target that is none, or needs an unconditional batch, or a path from a standard normal.
         """
         batch = batch if isinstance(batch, Batch) else Batch(batch)
         x1 = batch.x1
@@ -126,7 +160,10 @@ class FlowMatching:
         if (low, high) != (0.0, 1.0):
             t = low + (high - low) * t
         sample = self.path.sample(batch, t, generator)
-        target = self._target(sample.target, sample.x0, x1, t)
+        if self.target is None:
+            target = self._target(sample.target, sample.x0, x1, t)
+        else:
+            target = self._exact_target(sample, batch, generator)
         return Drawn(sample.x_t, t, target, batch.cond, batch.weight, batch.mask)
 
     def loss(self, field: Field, drawn: Drawn) -> Float[Tensor, " b"]:
@@ -159,3 +196,42 @@ class FlowMatching:
         if self.predicts == "data":
             return x1
         return x0 if self.predicts == "noise" else -x0 / self.path.curve(t, x1).sigma
+
+    @torch.no_grad()
+    def _exact_target(self, sample: PathSample, batch: Batch, generator: torch.Generator | None) -> Tensor:
+        """What an exact field has instead; at an end where it has no value the conditional velocity stays."""
+        x, t = sample.x_t, sample.t
+        ends = torch.tensor(sorted(_exact_ends(self.target)), dtype=t.dtype, device=t.device)
+        at_end = torch.isin(t, ends)
+        velocity = self._exact_velocity(sample._replace(t=torch.where(at_end, 0.5, t)), batch, generator)
+        velocity = torch.where(like(at_end, x).bool(), sample.target, velocity)
+        if self.predicts == "velocity":
+            return velocity
+        if not isinstance(self.path, AffinePath):
+            raise ValueError(f"predicts must be velocity on a {type(self.path).__name__}, got {self.predicts!r}")
+        return converted(velocity, x, self.path.curve(t, x), "velocity", self.predicts)
+
+    def _exact_velocity(self, sample: PathSample, batch: Batch, generator: torch.Generator | None) -> Tensor:
+        x, t, target = sample.x_t, sample.t, self.target
+        if target != "batch" and not isinstance(target, Sampled):
+            if not callable(target):
+                raise ValueError(f"target must be None, batch, Sampled or a field, got {target!r}")
+            return target(x, t, **batch.cond)
+        if batch.cond:
+            raise ValueError(f"target must be None or a field where there are conditions, got {list(batch.cond)}")
+        if not isinstance(self.path, AffinePath | GaussianPath):
+            raise ValueError(f"target must be None or a field on a {type(self.path).__name__}")
+        if not isinstance(target, Sampled):
+            return EmpiricalField(self.path, sample.x1, batch.weight)(x, t)
+        chosen = torch.randint(len(target.data), (target.rows,), generator=generator, device=target.data.device)
+        others = EmpiricalField(self.path, target.data[chosen])
+        x, x1, t = x.double(), sample.x1.double(), t.double()
+        odds = self.path.log_prob(x, x1, t) - others.log_prob(x, t) - math.log(target.rows)
+        velocity = others(x, t)
+        mixed = velocity + like(odds.sigmoid(), x) * (self.path.velocity(x, x1, t) - velocity)
+        return mixed.to(sample.x_t)
+
+
+def _exact_ends(target: object) -> set[float]:
+    """Where an exact field has no value; that of points that a path may end in, at t = 1."""
+    return set(getattr(target, "open_ends", {})) if callable(target) else {1.0}

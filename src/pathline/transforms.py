@@ -67,7 +67,8 @@ class TableTransform(_Record):
       ``10^k x`` is treated as an integer column is, and a positive one never comes back below one step;
     - a constant column has no part in z nor in the density.
 
-    Densities are those of the varying columns in the user's units, integers and decimals dequantised. All work is in float64.
+    Densities are those of the varying columns in the user's units, integers and decimals dequantised. All work is in
+    float64.
 
     Attributes:
         columns: names of the D columns.
@@ -180,8 +181,8 @@ class TableTransform(_Record):
     def inverse(self, z: Tensor) -> Tensor:
         """Rows ``(n, D)``, float64, of network units ``(n, d)``.
 
-        Integers and decimals are floored to their steps, constants restored. The rows of any z without NaN are finite: values are cut at
-        half of the largest float64, positive ones also at the smallest normal one.
+        Integers and decimals are floored to their steps, constants restored. The rows of any z without NaN are
+        finite: values are cut at half of the largest float64, positive ones also at the smallest normal one.
 
         Raises:
             ValueError: ``z`` is not ``(n, d)``.

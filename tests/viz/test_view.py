@@ -91,7 +91,7 @@ def still(plane_tab: Tab) -> Tab:
 
 def test_a_notebook_shows_the_page(plane: ViewPage) -> None:
     frame = plane._repr_html_()
-    assert 'sandbox="allow-scripts"' in frame
+    assert 'sandbox="allow-scripts allow-downloads"' in frame
     assert "<img" not in frame
 
 

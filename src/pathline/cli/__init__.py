@@ -8,6 +8,7 @@ from pathline.wording import guess
 VERBS = {
     "train": "fit a flow to a file or a built-in toy",
     "sample": "draw rows from a trained model",
+    "tune": "learn a solver for few model calls",
     "score": "log-density of every row of a file",
     "evaluate": "quality beside its noise floor",
     "view": "a page, film or picture of a trained run",
@@ -47,6 +48,8 @@ def _verb(name: str) -> Callable[[Sequence[str]], int]:
         from pathline.cli.train import run
     elif name == "sample":
         from pathline.cli.sample import run
+    elif name == "tune":
+        from pathline.cli.tune import run
     elif name == "score":
         from pathline.cli.score import run
     elif name == "evaluate":

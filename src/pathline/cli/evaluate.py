@@ -13,6 +13,7 @@ from pathline.cli.folder import dataset_of, load_run, plain, read_rows
 from pathline.cli.options import check_seed, parse
 from pathline.cli.table import left_out, measures_table
 from pathline.data.toy import Toy
+from pathline.diagnosis import diagnose
 from pathline.evaluation import evaluate
 from pathline.model import Model
 from pathline.train.dataset import Split
@@ -36,7 +37,7 @@ def run(argv: Sequence[str]) -> int:
     options = parse(EvaluateOptions, "evaluate", argv)
     check_seed(options.seed)
     model = load_run(options.directory)
-    held_out, fresh, law = _rows(model, options.data, options.seed)
+    held_out, fresh, train, law = _rows(model, options.data, options.seed)
     measures = evaluate(
         model,
         held_out.rows,
@@ -46,24 +47,29 @@ def run(argv: Sequence[str]) -> int:
         law=law,
         seed=options.seed,
     )
+    found = diagnose(model, held_out, fresh, train=train, law=law, seed=options.seed)
+    measures |= found.measures
     if options.json:
-        print(json.dumps(plain(measures), sort_keys=True))
+        said = {} if found.evidence is None else {"memorisation": str(found.evidence)}
+        print(json.dumps({**plain(measures), **said}, sort_keys=True))
     else:
         print(measures_table(measures))
+        if found.evidence is not None:
+            print(found.evidence)
     if line := left_out(measures, len(held_out)):
         print(line, file=sys.stderr)
     return 0
 
 
-def _rows(model: Model, file: str | None, seed: int) -> tuple[Split, Split, Toy | None]:
-    """Rows to hold the model against, more for the noise floor, and their law where it is known."""
+def _rows(model: Model, file: str | None, seed: int) -> tuple[Split, Split, Split | None, Toy | None]:
+    """Rows to hold the model against, more for the noise floor, those of the training, and the law where known."""
     if file is None:
         dataset = dataset_of(model)
-        return dataset.held_out, dataset.train, dataset.toy
+        return dataset.held_out, dataset.train, None if dataset.toy else dataset.train, dataset.toy
     rows = read_rows(file, model)
     if len(rows) < 4:
         raise ValueError(f"{file}: has {len(rows)} rows; at least 4 are needed, half of them for the noise floor")
-    return *_halves(rows, seed), None
+    return *_halves(rows, seed), None, None
 
 
 def _halves(rows: Split, seed: int) -> tuple[Split, Split]:

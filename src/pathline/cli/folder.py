@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -120,8 +120,9 @@ class Folder:
         except (KeyError, TypeError) as error:
             raise ValueError(f"{file}: is not the config of a run; start the run again") from error
 
-    def write_metrics(self, measures: Mapping[str, Measure]) -> None:
-        self._write_json("metrics.json", plain(measures))
+    def write_metrics(self, measures: Mapping[str, Measure], verdict: str | None) -> None:
+        said = {} if verdict is None else {"memorisation": verdict}
+        self._write_json("metrics.json", {**plain(measures), **said})
 
     def measured_steps(self) -> int:
         """The steps of the run that ``metrics.json`` tells of, 0 where there is none."""
@@ -155,12 +156,15 @@ class Folder:
         return isinstance(values, dict) and {"config", "data"} <= set(values)
 
 
-def plain(measures: Mapping[str, Measure]) -> dict[str, dict[str, float | None]]:
+def plain(measures: Mapping[str, Measure]) -> dict[str, dict[str, Any]]:
     """Measures as JSON values; JSON has no infinity, so that what is not finite is null."""
-    return {
-        name: {key: value if value is None or math.isfinite(value) else None for key, value in asdict(measure).items()}
-        for name, measure in measures.items()
-    }
+    return {name: _plain(measure) for name, measure in measures.items()}
+
+
+def _plain(measure: Measure) -> dict[str, Any]:
+    numbers = {name: getattr(measure, name) for name in ("value", "floor", "se", "n")}
+    found = {name: value if value is None or math.isfinite(value) else None for name, value in numbers.items()}
+    return {**found, "parts": [_plain(part) for part in measure.parts]} if measure.parts else found
 
 
 def read_json(file: Path) -> Any:

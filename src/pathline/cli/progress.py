@@ -21,10 +21,12 @@ class Progress:
     Attributes:
         dim: numbers in a row; losses are shown per dimension.
         first: steps that were finished before; what the log holds beyond them is dropped.
+        floor: the least loss per dimension that any field can have, ``None`` where it is unknown.
     """
 
-    def __init__(self, log: Path, dim: int, first: int) -> None:
+    def __init__(self, log: Path, dim: int, first: int, floor: float | None = None) -> None:
         self.log, self.dim, self.first = log, dim, first
+        self.beside = "" if floor is None else f", floor {floor:.4f}"
         self.bar: tqdm | None = None
         self.before = _kept(log, first)
         self.started = time.perf_counter()
@@ -54,11 +56,11 @@ class Progress:
         loss = float(step.loss) / self.dim
         self._record(step.step, loss)
         if self.bar is not None:
-            self.bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
+            self.bar.set_postfix_str(f"loss {loss:.4f}{self.beside}", refresh=False)
         elif step.step % max(1, step.steps // LINES) < every or last:
             rate = (step.step - self.first) / max(self.seconds - self.before, 1e-9)
             left = (step.steps - step.step) / max(rate, 1e-9)
-            line = f"step {step.step}/{step.steps}  loss {loss:.4f}  {rate:.0f} steps/s  {left:.0f} s left"
+            line = f"step {step.step}/{step.steps}  loss {loss:.4f}{self.beside}  {rate:.0f} steps/s  {left:.0f} s left"
             print(line, file=sys.stderr, flush=True)
 
     def _record(self, step: int, loss: float) -> None:

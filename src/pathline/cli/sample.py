@@ -10,6 +10,7 @@ import torch
 import tyro
 from torch import Tensor
 
+from pathline.cli.bar import bar
 from pathline.cli.folder import as_frame, check_out, columns_of, load_run, read_columns, row_shape
 from pathline.cli.options import check_seed, parse
 from pathline.data.tables import write_table
@@ -34,7 +35,7 @@ class SampleOptions:
     seed: int = 0
     """Of the noise and of conditions that are drawn."""
     nfe: int | None = None
-    """Model calls per sample."""
+    """Model calls per sample; `pathline tune` makes few of them go further."""
     given: str | None = None
     """COL=VALUE, for a model with a condition."""
     force: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -58,10 +59,14 @@ def run(argv: Sequence[str]) -> int:
     cond = {}
     if model.condition is not None and condition is not None:
         cond = {"condition": model.condition.encode(condition)}
-    rows = model.sample(None if x0 is not None else n, x0=x0, cond=cond, nfe=options.nfe, generator=generator)
+    with bar("sampling", "step") as tell:
+        rows = model.sample(
+            None if x0 is not None else n, x0=x0, cond=cond, nfe=options.nfe, generator=generator, callback=tell
+        )
     _write(model, rows, condition, out, options.force)
     calls = model.preset.nfe if options.nfe is None else options.nfe
-    how = f"{calls} model calls each ({model.preset.solver})" if calls else model.preset.solver
+    method = "tuned" if calls in model.tuned else model.preset.solver
+    how = f"{calls} model calls each ({method})" if calls else method
     print(f"{out}: {n:,} rows, {how}")
     return 0
 

@@ -15,13 +15,15 @@ from pathline.cli.options import parse
 from pathline.cli.progress import Progress
 from pathline.cli.table import left_out, measures_table
 from pathline.data.tables import split_names
+from pathline.diagnosis import diagnose, reference_of
+from pathline.diagnostics import Evidence, Reference
 from pathline.evaluation import evaluate
 from pathline.metrics import Measure
 from pathline.model import FILE, Model
 from pathline.train.checkpoint import read_about
 from pathline.train.config import Config
-from pathline.train.dataset import Dataset, open_dataset
-from pathline.train.default import chosen_device, default_threads, settled, threads, train
+from pathline.train.dataset import Dataset, Split, open_dataset
+from pathline.train.default import PATH, chosen_device, default_threads, settled, threads, train
 from pathline.train.recipe import Recipe
 from pathline.viz.figures import samples_figure, save_figure
 from pathline.viz.flow import flow_page
@@ -79,12 +81,16 @@ def run(argv: Sequence[str]) -> int:
         if options.resume is None:
             folder.clear()
         folder.write_plan(plan)
+        seed = plan.config.recipe.seed
         print(f"training on {dataset.story}, {dataset.transform.dim} dimensions", file=sys.stderr)
         with threads(plan.threads):
-            model, seconds = _train(folder, dataset, plan, options.checkpoint_every)
+            known = reference_of(PATH, dataset.transform, dataset.condition, _rows(dataset), dataset.toy, seed)
+            model, seconds = _train(folder, dataset, plan, options.checkpoint_every, known)
         model.save(folder.path / FILE)
-        measures = _finish(folder, model, dataset, plan.config.recipe.seed, seconds)
+        measures, evidence = _finish(folder, model, dataset, seed, seconds, known)
     print(measures_table(measures))
+    if evidence is not None:
+        print(evidence)
     print(f"{folder.path}: {', '.join(sorted(item.name for item in folder.path.iterdir()))}")
     return 0
 
@@ -161,12 +167,13 @@ def _same_dataset(plan: Plan) -> Dataset:
     return dataset
 
 
-def _train(folder: Folder, dataset: Dataset, plan: Plan, every: float) -> tuple[Model, float]:
+def _train(folder: Folder, dataset: Dataset, plan: Plan, every: float, known: Reference | None) -> tuple[Model, float]:
     """The model, on the CPU, and the seconds that its training took."""
     importlib.import_module("torch._dynamo")  # the first optimiser imports it, and a second of imports is no training
     resume = folder.state.exists()
     first = read_about(folder.state)["step"] if resume else 0
-    with Progress(folder.path / "log.jsonl", dataset.transform.dim, first) as progress:
+    floor = None if known is None else known.floor.value
+    with Progress(folder.path / "log.jsonl", dataset.transform.dim, first, floor) as progress:
         try:
             model = train(
                 dataset,
@@ -182,7 +189,9 @@ def _train(folder: Folder, dataset: Dataset, plan: Plan, every: float) -> tuple[
     return replace(model, field=model.field.cpu()), progress.seconds
 
 
-def _finish(folder: Folder, model: Model, dataset: Dataset, seed: int, seconds: float) -> dict[str, Measure]:
+def _finish(
+    folder: Folder, model: Model, dataset: Dataset, seed: int, seconds: float, known: Reference | None
+) -> tuple[dict[str, Measure], Evidence | None]:
     """Measures the model, and writes pictures and, last of all, metrics."""
     print("measuring and drawing", file=sys.stderr)
     held_out, fresh = dataset.held_out, dataset.train
@@ -197,12 +206,19 @@ def _finish(folder: Folder, model: Model, dataset: Dataset, seed: int, seconds: 
     )
     if line := left_out(measures, len(held_out)):
         print(line, file=sys.stderr)
+    found = diagnose(model, held_out, fresh, train=_rows(dataset), law=dataset.toy, known=known, seed=seed)
+    measures |= found.measures
     measures["model_calls"] = Measure(float(model.preset.nfe or 0), None, None, 1)
     measures["training_steps"] = Measure(float(model.about["steps"]), None, None, 1)
     measures["training_seconds"] = Measure(round(seconds, 2), None, None, 1)
     _draw(folder, model, dataset, seed)
-    folder.write_metrics(measures)
-    return measures
+    folder.write_metrics(measures, None if found.evidence is None else str(found.evidence))
+    return measures, found.evidence
+
+
+def _rows(dataset: Dataset) -> Split | None:
+    """The rows that are trained on, where it is not a stream."""
+    return None if dataset.toy is not None else dataset.train
 
 
 def _draw(folder: Folder, model: Model, dataset: Dataset, seed: int) -> None:

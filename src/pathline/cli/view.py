@@ -96,6 +96,6 @@ def _measures(file: Path) -> dict[str, Measure]:
     if not file.is_file():
         return {}
     try:
-        return {name: Measure(**values) for name, values in read_json(file).items()}
+        return {name: Measure(**values) for name, values in read_json(file).items() if not isinstance(values, str)}
     except (TypeError, AttributeError) as error:
         raise ValueError(f"{file}: holds no measures of pathline's; delete it, or train the run again") from error

@@ -23,6 +23,9 @@ class MLP(nn.Module):
         condition: width of the condition tensor, 0 for none.
     """
 
+    frequencies: Tensor
+    phases: Tensor
+
     def __init__(self, dim: int, width: int = 64, depth: int = 4, condition: int = 0) -> None:
         super().__init__()
         self.config: dict[str, Any] = {"dim": dim, "width": width, "depth": depth, "condition": condition}

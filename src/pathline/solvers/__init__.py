@@ -5,6 +5,8 @@ from pathline.solvers.loop import Solution, grid_for, solve
 from pathline.solvers.multistep import Adams, Exponential, ab2, ab3, abm, exponential
 from pathline.solvers.runge_kutta import Tableau, euler, heun, midpoint, rk3, rk4
 from pathline.solvers.stochastic import Stochastic, euler_maruyama, stochastic_heun
+from pathline.solvers.tuned import Tuned
+from pathline.solvers.tuning import TuneStep, tune, untuned
 
 NAMED = {
     "euler": euler,
@@ -27,6 +29,8 @@ __all__ = [
     "Solution",
     "Stochastic",
     "Tableau",
+    "TuneStep",
+    "Tuned",
     "ab2",
     "ab3",
     "abm",
@@ -41,4 +45,6 @@ __all__ = [
     "rk4",
     "solve",
     "stochastic_heun",
+    "tune",
+    "untuned",
 ]

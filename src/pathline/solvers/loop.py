@@ -117,6 +117,11 @@ def grid_for(nfe: int, solver: Solver, field: Field) -> Tensor:
     Raises:
         ValueError: an nfe that the method can't spend; the message names the nearest two that it can.
     """
+    own = getattr(solver, "grid", None)
+    if isinstance(own, Tensor):
+        if len(own) - 1 != nfe:
+            raise ValueError(f"nfe must be {len(own) - 1}, for which this solver was tuned, got {nfe}")
+        return own
     each = solver.calls
     if each is None:
         raise ValueError(f"{solver.name} chooses its own steps, so its nfe can't be set")
@@ -213,6 +218,8 @@ def _moves(call: "_Call", x: Tensor, plan: list[_Move], solver: Solver) -> Itera
 
 def _open_ends(field: Field, nodes: list[float], solver: Solver) -> Mapping[float, float | None]:
     """The field's open ends, with the last step's time of an adaptive solver where the field leaves it open."""
+    if getattr(solver, "keeps_off_ends", False):
+        return {}
     ends = getattr(field, "open_ends", {})
     last = getattr(solver, "last", None)
     if solver.calls is None and last is None and len(nodes) == 2:

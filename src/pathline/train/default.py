@@ -20,6 +20,7 @@ from pathline.train.loop import Step, fit
 from pathline.transforms import TableTransform
 from pathline.typing import Draw
 
+PATH = AffinePath(linear())
 STEPS = 5_000
 _WIDTHS = ((8, 64), (16, 128), (128, 256))
 
@@ -50,7 +51,7 @@ def train(
     model = fit(
         net.to(device),
         data,
-        FlowMatching(AffinePath(linear()), times=stratified),
+        FlowMatching(PATH, times=stratified),
         cond=cond,
         augment=augment,
         recipe=config.recipe,

@@ -46,7 +46,7 @@ def notebook(title: str, page: str, height: int = 640) -> str:
     """The page in a frame of its own, which a notebook shows."""
     look = f"width: 100%; height: {height}px; border: 0; border-radius: 8px"
     label, inside = html.escape(title), html.escape(page)
-    return f'<iframe title="{label}" sandbox="allow-scripts" style="{look}" srcdoc="{inside}"></iframe>'
+    return f'<iframe title="{label}" sandbox="allow-scripts allow-downloads" style="{look}" srcdoc="{inside}"></iframe>'
 
 
 def pack(shares: np.ndarray) -> str:

@@ -256,18 +256,18 @@ class Explore {
     const places = Float64Array.from(along.flatMap((y) => along.flatMap((x) => [x, y])));
     const flow = new Float64Array(places.length);
     velocities(law, state.t, places, flow, 0, n * n);
-    const [lines, colours] = [[], []];
+    const lines = new Float32Array(12 * n * n);
+    const colours = repeat([ink.arrowInk], 6 * n * n);
     const longest = 1.7 * half / n;
     for (let k = 0; k < n * n; k++) {
       const [x, y, vx, vy] = [places[2 * k], places[2 * k + 1], flow[2 * k], flow[2 * k + 1]];
       const speed = Math.hypot(vx, vy);
       const size = longest * Math.tanh(0.45 * speed / longest * 0.5) / (speed || 1);
       const height = ground.height((x / half + 1) / 2, (y / half + 1) / 2);
-      lines.push(...arrow(x, y, size * vx, size * vy));
-      const colour = [...ink.arrowInk.slice(0, 3), 60 + 180 * clamp(4 * height, 0, 1)];
-      for (let end = 0; end < 6; end++) colours.push(...colour);
+      lines.set(arrow(x, y, size * vx, size * vy), 12 * k);
+      for (let end = 0; end < 6; end++) colours[4 * (6 * k + end) + 3] = 60 + 180 * clamp(4 * height, 0, 1);
     }
-    return layers.arrows.set(this.lay(lines), Uint8Array.from(colours));
+    return layers.arrows.set(this.lay(lines), colours);
   }
 
   // Curves of the exact particles and of the solver's, as far as they are worked out; until then the last ones stay.
@@ -466,11 +466,13 @@ class Explore {
   syncTime() {
     const { at, state: { t } } = this;
     const text = `t = ${t.toFixed(2)}`;
+    const peak = label(Number((this.top / this.area).toPrecision(2)));
+    if (at.peak.textContent !== peak) at.peak.textContent = peak;
+    if (at.clock.textContent === text) return;
     at.time.value = t;
     at.time.style.setProperty("--share", `${100 * t}%`);
     at.time.setAttribute("aria-valuetext", text);
     at.clock.textContent = text;
-    at.peak.textContent = label(Number((this.top / this.area).toPrecision(2)));
   }
 
   // Shows the settings on the controls.

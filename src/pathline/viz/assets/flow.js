@@ -48,10 +48,13 @@ class Player {
     this.show(this.t);
     const text = `t = ${this.t.toFixed(2)}`;
     const slider = document.getElementById("time");
-    slider.value = this.t;
-    slider.style.setProperty("--share", `${100 * this.t}%`);
-    slider.setAttribute("aria-valuetext", text);
-    document.getElementById("clock").textContent = text;
+    const clock = document.getElementById("clock");
+    if (clock.textContent !== text) {
+      slider.value = this.t;
+      slider.style.setProperty("--share", `${100 * this.t}%`);
+      slider.setAttribute("aria-valuetext", text);
+      clock.textContent = text;
+    }
     for (const follow of this.followers) follow(this.t);
   }
 

@@ -97,7 +97,7 @@ class Scene {
   // Slow machines draw fewer pixels while the picture moves, and more of them once it rests.
   pace(elapsed) {
     this.seconds = elapsed ? 0.92 * (this.seconds ?? 0.016) + 0.08 * elapsed : undefined;
-    if (!(this.seconds > 0.034) || this.quality < 0.7) return;
+    if (!(this.seconds > 0.034) || this.quality < 0.6) return;
     this.quality *= 0.8;
     this.seconds = 0.016;
   }
@@ -288,7 +288,7 @@ class Axes {
   }
 
   draw({ theme }, upright, opacity) {
-    const { x, y, z } = this.spec;
+    const { x, y } = this.spec;
     const segments = [];
     const edge = theme.edge;
     const inner = (ticks) => ticks.map(([at]) => at).filter((at) => at > 0.001 && at < 0.999);

@@ -1,0 +1,77 @@
+"""The battery over all that is shipped, and that every check can fail."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pathline import AffinePath, GaussianMixtureField, nets, schedules
+from pathline.schedules import Curve
+from pathline.solvers import Tableau
+from pathline.testing import (
+    battery,
+    check_exact_field,
+    check_network,
+    check_path,
+    check_prediction,
+    check_solver,
+    shipped_paths,
+)
+
+BATTERY = battery()
+
+
+@pytest.mark.parametrize("check", BATTERY.values(), ids=BATTERY)
+def test_battery(check: Callable[[], None]) -> None:
+    check()
+
+
+def test_all_that_is_shipped_is_covered() -> None:
+    names = " ".join(BATTERY)
+    for name in schedules.SHIPPED:
+        assert all(f"{kind}-{name}-" in names for kind in ("path", "points", "mixture", "data", "noise", "score"))
+
+
+def test_wrong_paths_fields_and_solvers_are_found() -> None:
+    class Wrong(AffinePath):
+        def curve(self, t: Tensor, x: Tensor) -> Curve:
+            return super().curve(t, x)._replace(alpha_rate=torch.tensor(1.01, dtype=x.dtype))
+
+    with pytest.raises(AssertionError, match=r"the rate of x_t is off by .*, more than 1.00e-06"):
+        check_path(Wrong(schedules.linear()))
+    path = AffinePath(schedules.linear())
+
+    class Slow(GaussianMixtureField):
+        def divergence(self, x: Tensor, t: Tensor, *, label: Tensor | None = None) -> Tensor:
+            return 0.99 * super().divergence(x, t, label=label)
+
+    with pytest.raises(AssertionError, match="the divergence is off"):
+        check_exact_field(Slow(path, torch.zeros(1, 2), torch.ones(1) / 2), torch.randn(5, 2, dtype=torch.float64))
+    with pytest.raises(AssertionError, match="the end of bad is off"):
+        check_solver(Tableau("bad", 2, (0.0, 0.5), ((), (0.5,)), (0.5, 0.6)))
+    assert shipped_paths().keys() >= schedules.SHIPPED.keys()
+
+
+def test_a_prediction_of_another_path_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = AffinePath(schedules.linear())
+    check_prediction(path, "noise")
+    monkeypatch.setattr("pathline.testing._Perfect.forward", lambda self, x, t: 1.01 * self.exact(x, t))
+    with pytest.raises(AssertionError, match="the velocity from velocity is off"):
+        check_prediction(path, "velocity")
+
+
+class Batchwise(nn.Module):
+    def forward(self, x: Tensor, t: Tensor, /) -> Tensor:
+        return x - x.mean(0)
+
+
+def test_networks() -> None:
+    check_network(nets.MLP(2).eval(), (2,))
+    check_network(nets.MLP(3, condition=2).eval(), (3,), {"condition": torch.randn(6, 2)})
+    with pytest.raises(AssertionError, match="a row alone is off"):
+        check_network(Batchwise(), (2,))
+    with pytest.raises(AssertionError, match=r"net must return shape \(6, 2\), got \(6, 1\)"):
+        check_network(lambda x, t: x[:, :1], (2,))
+    with pytest.raises(AssertionError, match="net must be finite"):
+        check_network(lambda x, t: x / t[:, None], (2,))
