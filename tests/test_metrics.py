@@ -208,6 +208,7 @@ def test_measure_becomes_json():
         "floor": None,
         "se": None,
         "n": 3,
+        "parts": (),
     }
 
 

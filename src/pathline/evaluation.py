@@ -1,5 +1,8 @@
 """How good a model is, each number beside its noise floor."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -67,8 +70,16 @@ def evaluate(
     return {**found, "log_likelihood": Measure(float(likely.mean()), floor, se, len(likely))}
 
 
-def score(model: Model, rows: Tensor, condition: np.ndarray | None = None, *, draws: int = 4, seed: int = 0) -> Tensor:
-    """Log-density of rows in nats, in the user's units, shape ``(n,)``.
+def score(
+    model: Model,
+    rows: Tensor,
+    condition: np.ndarray | None = None,
+    *,
+    draws: int = 4,
+    seed: int = 0,
+    callback: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Log-density of rows in nats, in the user's units, shape ``(n,)``; ``callback(done, rows)`` hears how far it is.
 
     Integer and decimal columns are averaged over ``draws`` seeded dequantisations. Above 32 dimensions the trace is
     estimated by 8 Hutchinson probes.
@@ -77,7 +88,8 @@ def score(model: Model, rows: Tensor, condition: np.ndarray | None = None, *, dr
     whole = not isinstance(model.transform, Identity) and model.transform.dequantises
     probes = PROBES if model.shape and int(np.prod(model.shape)) > EXACT_TRACE else None
     cond = _cond(model, condition)
-    return model.log_prob(rows, cond=cond, draws=draws if whole else 1, probes=probes, generator=generator)
+    options: dict[str, Any] = {"probes": probes, "generator": generator, "callback": callback}
+    return model.log_prob(rows, cond=cond, draws=draws if whole else 1, **options)
 
 
 def _sobol_w2(model: Model, law: Toy, seed: int) -> Measure:

@@ -151,6 +151,7 @@ class Model:
         draws: int = 1,
         probes: int | None = None,
         generator: torch.Generator | None = None,
+        callback: Callable[[int, int], None] | None = None,
     ) -> Tensor:
         """Log-density of rows in nats, in the user's units, shape ``(n,)``.
 
@@ -160,6 +161,7 @@ class Model:
             draws: dequantisations to average the log-density over, where columns are of integers or decimals.
             probes: Hutchinson probes; ``None`` takes the exact trace.
             generator: for dequantisation and probes.
+            callback: called as ``callback(done, rows)`` as rows are done.
 
         Raises:
             ValueError: a conditional model without conditions, or not one for each row; no rows, or rows of the wrong
@@ -175,6 +177,8 @@ class Model:
             some = {key: value[first : first + rows] for key, value in cond.items()}
             own = [self._log_prob(x[first : first + rows], some, probes, generator) for _ in range(draws)]
             parts.append(torch.stack(own).mean(0))
+            if callback is not None:
+                callback(min(first + rows, len(x)), len(x))
         return torch.cat(parts)
 
     def save(self, path: str | Path) -> None:

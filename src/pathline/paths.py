@@ -186,7 +186,8 @@ class GaussianPath(_Gaussian):
 
     Attributes:
         mean: ``mean(x1, t) -> (n, *d)`` for x1 ``(n, *d)`` and SCALAR t, row by row.
-        std: ``std(x1, t) -> () or (n,)``, not negative. Use ``torch.where`` for cases.
+        std: ``std(x1, t) -> () or (n,)``, not negative, one number for all coordinates of a row. Use ``torch.where``
+            for cases.
         source: p_0; the default is a standard normal, and then mean and std must be (0, 1) at t = 0. Points of
             another source are mapped to noise by ``(x0 - mean) / std`` at t = 0.
 
@@ -228,6 +229,7 @@ class GaussianPath(_Gaussian):
     def _rows(self, x1: Tensor, t: Tensor) -> Moments:
         def values(s: Tensor) -> tuple[Tensor, Tensor]:
             mean, std = self.mean(x1, s), self.std(x1, s)
+            std = std if isinstance(std, Tensor) else x1.new_tensor(std)
             if mean.shape != x1.shape:
                 raise ValueError(f"mean(x1, t) must be shaped like x1 {tuple(x1.shape)}, got {tuple(mean.shape)}")
             if std.shape not in ((), x1.shape[:1]):
@@ -260,7 +262,7 @@ class BridgePath(_Gaussian):
 
     Attributes:
         source: p_0.
-        std: a number s makes a Brownian bridge, sigma_t = s sqrt(t (1 - t)), whose rate is infinite at both ends;
+        std: a number s > 0 makes a Brownian bridge, sigma_t = s sqrt(t (1 - t)), whose rate is infinite at both ends;
             or a function of t of your own, positive inside (0, 1), refused where its rate is infinite. A std that is
             not 0 at t = 0 smooths the source, and ``source`` is then your word that the difference does not matter.
 
@@ -269,6 +271,10 @@ class BridgePath(_Gaussian):
 
     source: Source
     std: float | Callable[[Tensor], Tensor]
+
+    def __post_init__(self) -> None:
+        if not callable(self.std) and not self.std > 0:
+            raise ValueError(f"std must be positive, got {self.std}")
 
     @property
     def open_ends(self) -> tuple[float, ...]:

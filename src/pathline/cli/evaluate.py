@@ -27,17 +27,18 @@ class EvaluateOptions:
     """The directory of a run."""
     data: str | None = None
     """Other rows to hold the model against, instead of those held out in training."""
-    seed: int = 0
-    """Of samples and of the choice of rows."""
+    seed: int | None = None
+    """Of samples and of the choice of rows; by default the run's own."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print JSON."""
 
 
 def run(argv: Sequence[str]) -> int:
     options = parse(EvaluateOptions, "evaluate", argv)
-    check_seed(options.seed)
     model = load_run(options.directory)
-    held_out, fresh, train, law = _rows(model, options.data, options.seed)
+    seed = model.about["config"]["recipe"]["seed"] if options.seed is None else options.seed
+    check_seed(seed)
+    held_out, fresh, train, law = _rows(model, options.data, seed)
     measures = evaluate(
         model,
         held_out.rows,
@@ -45,9 +46,9 @@ def run(argv: Sequence[str]) -> int:
         held_out_condition=held_out.condition,
         fresh_condition=fresh.condition,
         law=law,
-        seed=options.seed,
+        seed=seed,
     )
-    found = diagnose(model, held_out, fresh, train=train, law=law, seed=options.seed)
+    found = diagnose(model, held_out, fresh, train=train, law=law, seed=seed)
     measures |= found.measures
     if options.json:
         said = {} if found.evidence is None else {"memorisation": str(found.evidence)}

@@ -57,8 +57,8 @@ class Folder:
         """Makes the directory, or sees that ``force`` may clear it.
 
         Raises:
-            ValueError: it is in use, holds anything and ``force`` is not given, holds files of the names of a run that
-                no run wrote, or cannot be made.
+            ValueError: it is in use, holds anything and ``force`` is not given, holds things but no run, or can't be
+                made.
         """
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{self.path}: is a file; name a directory for --out")
@@ -72,9 +72,8 @@ class Folder:
                     "or pass --force to start anew"
                 )
             raise ValueError(f"{self.path}: exists and is not empty; pass --force to replace the run in it")
-        foreign = sorted({*held} & {*KNOWN})
-        if foreign and not self._holds_run():
-            raise ValueError(f"{self.path}: {foreign[0]} there is of no run of pathline's; choose another --out")
+        if held and not self._holds_run():
+            raise ValueError(f"{self.path}: holds {held[0]} and no run of pathline's to replace; choose another --out")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:

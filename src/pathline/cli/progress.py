@@ -13,6 +13,8 @@ from pathline.train import Step
 
 LINES = 10
 RECORDS = 200
+QUIET = 15.0
+"""Seconds without a line after which one is due."""
 
 
 class Progress:
@@ -29,7 +31,7 @@ class Progress:
         self.beside = "" if floor is None else f", floor {floor:.4f}"
         self.bar: tqdm | None = None
         self.before = _kept(log, first)
-        self.started = time.perf_counter()
+        self.started = self.said = time.perf_counter()
 
     @property
     def seconds(self) -> float:
@@ -57,7 +59,8 @@ class Progress:
         self._record(step.step, loss)
         if self.bar is not None:
             self.bar.set_postfix_str(f"loss {loss:.4f}{self.beside}", refresh=False)
-        elif step.step % max(1, step.steps // LINES) < every or last:
+        elif step.step % max(1, step.steps // LINES) < every or last or time.perf_counter() - self.said > QUIET:
+            self.said = time.perf_counter()
             rate = (step.step - self.first) / max(self.seconds - self.before, 1e-9)
             left = (step.steps - step.step) / max(rate, 1e-9)
             line = f"step {step.step}/{step.steps}  loss {loss:.4f}{self.beside}  {rate:.0f} steps/s  {left:.0f} s left"

@@ -29,7 +29,7 @@ class SampleOptions:
     out: str
     """Where to write: .csv, .parquet, .npy, or .png for a picture."""
     n: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
-    """Number of rows."""
+    """Number of rows; this or --from must be given."""
     from_: Annotated[str | None, tyro.conf.arg(name="from")] = None
     """A file of source points (standard normal rows) to push through the flow, in order, instead of fresh noise."""
     seed: int = 0
@@ -44,12 +44,12 @@ class SampleOptions:
 
 def run(argv: Sequence[str]) -> int:
     options = parse(SampleOptions, "sample", argv)
-    if (options.n is None) == (options.from_ is None):
-        raise ValueError("give either -n N, a number of rows, or --from FILE, the points to start from")
     check_seed(options.seed)
     out = Path(options.out)
     check_out(out, options.force, SUFFIXES)
     model = load_run(options.directory)
+    if (options.n is None) == (options.from_ is None):
+        raise ValueError("give either -n N, a number of rows, or --from FILE, the points to start from")
     x0 = _starts(options.from_, model) if options.from_ else None
     n = len(x0) if x0 is not None else options.n
     if n is None or n < 1:

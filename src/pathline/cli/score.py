@@ -9,6 +9,7 @@ from typing import Annotated
 import pandas as pd
 import tyro
 
+from pathline.cli.bar import bar
 from pathline.cli.folder import check_out, load_run, read_rows
 from pathline.cli.options import check_seed, parse
 from pathline.data.tables import write_table
@@ -37,12 +38,15 @@ def run(argv: Sequence[str]) -> int:
     check_out(Path(options.out), options.force, (".csv", ".parquet", ".npy"))
     model = load_run(options.directory)
     rows = read_rows(options.file, model)
-    values = score(model, rows.rows, rows.condition, seed=options.seed).double()
+    with bar("scoring", "row") as tell:
+        values = score(model, rows.rows, rows.condition, seed=options.seed, callback=tell).double()
     write_table(options.out, pd.DataFrame({"log_prob": values.numpy()}), options.force)
     possible = values[values.isfinite()]
     ruled_out = len(values) - len(possible)
     if ruled_out:
-        print(f"{ruled_out:,} rows have log_prob -inf: off a constant, integer or positive column", file=sys.stderr)
+        which = "off a constant column, off the steps of an integer or decimal one, or not above 0 in a positive one"
+        print(f"log_prob is -inf in {ruled_out:,} of {len(values):,} rows: {which}", file=sys.stderr)
     mean = f"{float(possible.mean()):.4f}" if len(possible) else "-"
-    print(f"{options.out}: {len(values):,} rows, mean log_prob {mean} nats")
+    among = f" over the other {len(possible):,}" if ruled_out else ""
+    print(f"{options.out}: {len(values):,} rows, mean log_prob {mean} nats{among}")
     return 0

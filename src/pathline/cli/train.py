@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from pathline.cli.folder import Folder, Plan, read_json
+from pathline.cli.folder import KNOWN, Folder, Plan, read_json
 from pathline.cli.options import parse
 from pathline.cli.progress import Progress
 from pathline.cli.table import left_out, measures_table
@@ -91,7 +91,7 @@ def run(argv: Sequence[str]) -> int:
     print(measures_table(measures))
     if evidence is not None:
         print(evidence)
-    print(f"{folder.path}: {', '.join(sorted(item.name for item in folder.path.iterdir()))}")
+    print(f"{folder.path}: {', '.join(sorted(name for name in KNOWN if (folder.path / name).exists()))}")
     return 0
 
 

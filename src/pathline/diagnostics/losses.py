@@ -20,8 +20,8 @@ from pathline.typing import Batch
 
 BINS = 10
 _NODES, _WEIGHTS = (values.tolist() for values in np.polynomial.legendre.leggauss(3))
-_PAIRS = 2**24
-_MOST = 300
+_PAIRS = 2**25
+_MOST = 1000
 
 
 class Truth(Protocol):
@@ -121,8 +121,8 @@ def reference(
         truth: the exact field of the law that the rows come from; of the rows themselves for the floor of a training.
         path: the path; rows: data to draw x_t from, ``(n, *d)``, float64 where the field is to be exact.
         cond: a condition for each row, by the keywords of the exact field.
-        draws: points for each of the 30 times; ``None``: 300, or 128 of a `LawField`, and less of an `EmpiricalField`
-            of more than about 1,900 rows, so that a call takes a few seconds; the field keeps all its rows.
+        draws: points for each of the 30 times; ``None``: 1,000, or 128 of a `LawField`, and less of an `EmpiricalField`
+            of more than about 1,000 rows, so that a call takes a few seconds; the field keeps all its rows.
         generator: for rows and noise.
 
     Raises:

@@ -92,6 +92,8 @@ def solve(
     nodes = check_grid(uniform(16) if grid is None else grid).tolist()
     if x.ndim == 0 or len(x) == 0 or not bool(x.isfinite().all()):
         raise ValueError(f"x must be a batch of finite states, got shape {tuple(x.shape)} or numbers that are not")
+    if not hasattr(solver, "step"):
+        raise ValueError(f"solver must be a method of pathline.solvers, such as solvers.heun, got {solver!r}")
     plan = _plan(nodes, _open_ends(field, nodes, solver))
     call = _Call(field, cond, torch.promote_types(x.dtype, torch.float32), remember=dense)
     last, states = x, [x]

@@ -16,6 +16,7 @@ from pathline.transforms import ConditionTransform, TableTransform
 
 HELD_OUT = 0.1
 MOST_HELD_OUT = 10_000
+LEAST_SPLIT = 18
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Dataset:
         """One line: a stream of fresh points, or N fixed ones."""
         if self.toy is not None:
             return f"a stream of fresh points of {self.toy.name}"
+        if len(self.train) < LEAST_SPLIT:
+            return f"{len(self.train):,} fixed rows, too few to hold any out: measured on the same rows"
         return f"{len(self.train):,} fixed rows ({len(self.held_out):,} more are held out)"
 
 
@@ -128,7 +131,7 @@ def _check_positive(rows: Tensor, columns: Sequence[str], positive: Sequence[str
 
 
 def _split(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    if n < 20:
+    if n < 20:  # leaves LEAST_SPLIT to train on
         return np.arange(n), np.arange(n)
     order = np.random.default_rng([seed, n]).permutation(n)
     count = min(MOST_HELD_OUT, round(HELD_OUT * n))

@@ -243,6 +243,9 @@ def _check_data(
     data: Tensor | Draw, cond: Mapping[str, Tensor], weight: Tensor | None, net: nn.Module, device: torch.device
 ) -> tuple[int, ...]:
     if not isinstance(data, Tensor):
+        if not callable(data):
+            kind = type(data).__name__
+            raise ValueError(f"data must be a tensor of rows or draw(n, generator), got {kind}; see torch.as_tensor")
         if cond or weight is not None:
             raise ValueError("cond and weight belong to fixed rows; a stream has none")
         rows = data(2, torch.Generator(device))
