@@ -9,7 +9,7 @@ _NOTES = {
     "w2_sobol": "2-Wasserstein distance of low-discrepancy points, in the data's units",
     "w2": "2-Wasserstein distance, in standard deviations",
     "sliced_w2": "sliced 2-Wasserstein distance, in standard deviations",
-    "energy_distance": "energy distance, in standard deviations; unbiased, so that 0 is best and chance may take it below",
+    "energy_distance": "energy distance, in standard deviations; unbiased, so it may fall below 0",
     "c2st": "accuracy of a classifier told to tell them apart; 0.5 is best",
     "log_likelihood": "mean over held-out rows, nats; in the floor's place the true density's, where it is known",
     "floor_training": "least loss of any field on the training rows, per dimension",
