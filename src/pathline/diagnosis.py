@@ -21,7 +21,7 @@ from pathline.diagnostics import (
     memorisation,
     reference,
 )
-from pathline.evaluation import SOBOL, score
+from pathline.evaluation import SOBOL, joined, score
 from pathline.fields import EmpiricalField
 from pathline.metrics import Measure
 from pathline.model import Model, Preset
@@ -187,20 +187,13 @@ def _budget(model: Model, held_out: Rows, fresh: Rows, law: Toy | None, seed: in
         real, more = law.sobol(n, seed + 1), law.sobol(n, seed + 2)
         found = error_budget(made, best, real, more, seed=seed)
     else:
-        sets = [_joined(model, rows, values, seed) for rows in (made, best)]
+        sets = [joined(model, rows, values, torch.Generator().manual_seed(seed)) for rows in (made, best)]
         for split in (held_out, fresh):
             chosen = torch.randperm(len(split.rows), generator=generator)[:n]
             own = None if split.condition is None else split.condition[chosen.numpy()]
-            sets.append(_joined(model, split.rows[chosen], own, seed))
+            sets.append(joined(model, split.rows[chosen], own, torch.Generator().manual_seed(seed)))
         found = error_budget(*sets, seed=seed)
     return {f"distance_{name}": getattr(found, name) for name in ("total", "sample", "network", "solver")}
-
-
-def _joined(model: Model, rows: Tensor, values: np.ndarray | None, seed: int) -> Tensor:
-    z = model.transform.forward(rows, torch.Generator().manual_seed(seed))[0].flatten(1).double()
-    if model.condition is None or values is None:
-        return z
-    return torch.cat([z, model.condition.encode(values).double()], 1)
 
 
 def _evidence(model: Model, held_out: Rows, train: Rows, seed: int) -> Evidence | None:

@@ -51,9 +51,9 @@ def evaluate(
     made_condition = model.condition.draw(len(held_out), generator) if model.condition else None
     made = model.sample(len(held_out), cond=_cond(model, made_condition), generator=generator).cpu()
     found = compare(
-        _units(model, made, made_condition, generator),
-        _units(model, held_out, held_out_condition, generator),
-        _units(model, fresh, fresh_condition, generator),
+        joined(model, made, made_condition, generator),
+        joined(model, held_out, held_out_condition, generator),
+        joined(model, fresh, fresh_condition, generator),
         seed=seed,
     )
     if law is not None and model.condition is None:
@@ -105,7 +105,8 @@ def _cond(model: Model, values: np.ndarray | None) -> dict[str, Tensor]:
     return {"condition": model.condition.encode(values).to(next(model.field.parameters()))}
 
 
-def _units(model: Model, rows: Tensor, condition: np.ndarray | None, generator: torch.Generator) -> Tensor:
+def joined(model: Model, rows: Tensor, condition: np.ndarray | None, generator: torch.Generator) -> Tensor:
+    """Rows in the model's units with their condition beside them in its own, float64, shape ``(n, d)``."""
     z = model.transform.forward(rows, generator)[0].flatten(1).double()
     if model.condition is None or condition is None:
         return z

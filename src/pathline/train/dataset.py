@@ -16,7 +16,6 @@ from pathline.transforms import ConditionTransform, TableTransform
 
 HELD_OUT = 0.1
 MOST_HELD_OUT = 10_000
-LEAST_SPLIT = 18
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Dataset:
         """One line: a stream of fresh points, or N fixed ones."""
         if self.toy is not None:
             return f"a stream of fresh points of {self.toy.name}"
-        if len(self.train) < LEAST_SPLIT:
+        if self.held_out is self.train:
             return f"{len(self.train):,} fixed rows, too few to hold any out: measured on the same rows"
         return f"{len(self.train):,} fixed rows ({len(self.held_out):,} more are held out)"
 
@@ -116,7 +115,8 @@ def from_table(table: Table, config: Config, about: Mapping[str, Any] = {}) -> D
     transform = TableTransform.fit(train.rows, table.columns, config.positive, table.integers)
     condition = None if values is None else ConditionTransform.fit(str(table.condition), values)
     story = {**about, "fingerprint": table.fingerprint, "rows": len(rows), "held_out": len(held)}
-    return Dataset(train, part(held), transform, condition, None, table.dtypes, table.shape, story)
+    held_out = train if len(held) == len(rows) else part(held)
+    return Dataset(train, held_out, transform, condition, None, table.dtypes, table.shape, story)
 
 
 def _check_positive(rows: Tensor, columns: Sequence[str], positive: Sequence[str]) -> None:
@@ -131,7 +131,7 @@ def _check_positive(rows: Tensor, columns: Sequence[str], positive: Sequence[str
 
 
 def _split(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    if n < 20:  # leaves LEAST_SPLIT to train on
+    if n < 20:
         return np.arange(n), np.arange(n)
     order = np.random.default_rng([seed, n]).permutation(n)
     count = min(MOST_HELD_OUT, round(HELD_OUT * n))

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pathline.diagnosis import Learned
 from pathline.diagnostics import floor, memorisation, r2, time_loss
 from pathline.fields import EmpiricalField
 from pathline.grids import uniform
@@ -311,7 +312,7 @@ def _curves(model: Model, dataset: Dataset, exact: _Exact, generator: torch.Gene
         """The same draws each time, so that curves of the same rows differ by the fields alone."""
         return {"draws": draws, "generator": torch.Generator().manual_seed(seed)}
 
-    learned = _Learned(model)
+    learned = Learned(model)
     labels = exact.label.get("label")
     found = {
         "r2": r2(learned, exact.field, path, exact.z, times, cond=exact.cond, exact_cond=exact.label, **options()),
@@ -351,7 +352,7 @@ def _plane_field(model: Model, exact: _Exact, page: FlowPage, rows: bool, genera
     span = ends[:, 1] - ends[:, 0]
     xs, ys = (torch.linspace(a, b, _ARROWS + 2, dtype=torch.float64)[1:-1] for a, b in ends.tolist())
     places = _z(model, flow.rows_with(model, torch.cartesian_prod(ys, xs).flip(1)), generator)
-    learned, both = _Learned(model), []
+    learned, both = Learned(model), []
     for t in _COMPARED:
         time = torch.tensor(t, dtype=torch.float64).expand(len(places))
         both.append(torch.stack([_push(model, places, f(places, time)) for f in (learned, exact.field)]))
@@ -379,7 +380,7 @@ def _line_field(model: Model, exact: _Exact, line: Line, generator: torch.Genera
     places = torch.linspace(*line.ends, _MAP, dtype=torch.float64)[:, None]
     nodes = _z(model, flow.rows_with(model, places), generator)
     times = [0.01 + 0.97 * k / (_MAP - 1) for k in range(_MAP)]
-    maps = [_error(_Learned(model), exact, nodes, t, generator) for t in times]
+    maps = [_error(Learned(model), exact, nodes, t, generator) for t in times]
     chosen = torch.randperm(len(exact.z), generator=generator)[:SHOWN_ROWS]
     shown = flow.in_user_units(model, exact.z[chosen][None])[0].numpy()
     return {
@@ -395,7 +396,7 @@ def _cloud_field(model: Model, exact: _Exact, cloud: Cloud, lift: _Lift, generat
     """Both fields at draws of the exact path, along the axes of the page."""
     index = torch.randint(len(exact.z), (_PLACES,), generator=generator)
     noise = torch.randn(_PLACES, *exact.z.shape[1:], generator=generator, dtype=torch.float64)
-    path, learned = exact.field.path, _Learned(model)
+    path, learned = exact.field.path, Learned(model)
     assert isinstance(path, AffinePath)
     span = torch.from_numpy(cloud.ends[:, 1] - cloud.ends[:, 0])
     at, arrows, errors = [], [], []
@@ -424,20 +425,8 @@ def _packed_arrows(arrows: np.ndarray, typical: np.ndarray) -> str:
     return document.pack((arrows / np.maximum(length, most) + 1) / 2)
 
 
-class _Learned:
-    """The model's field in float64, which is how the exact one is asked."""
-
-    def __init__(self, model: Model) -> None:
-        self.field, self.weight = model.field, next(model.field.parameters())
-
-    @torch.no_grad()
-    def __call__(self, x: Tensor, t: Tensor, /, **cond: Tensor) -> Tensor:
-        told = {name: value.to(self.weight) for name, value in cond.items()}
-        return self.field(x.to(self.weight), t.to(self.weight), **told).to(x)
-
-
 def _error(
-    learned: _Learned, exact: _Exact, nodes: Tensor, t: float, generator: torch.Generator
+    learned: Learned, exact: _Exact, nodes: Tensor, t: float, generator: torch.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """|v - u| over the spread of u, and how far the exact density is from its peak, both ``(m,)``."""
     time = torch.tensor(t, dtype=torch.float64).expand(len(nodes))
