@@ -83,7 +83,8 @@ def diagnose(
         ``floor_training``, ``loss_training``, ``excess_training`` and ``r2_training`` against the exact field of the
         rows of the training or, with ``_law``, of the law where there are none; ``loss_held_out``;
         ``distance_total``, ``_sample``, ``_network`` and ``_solver``, see `pathline.diagnostics.error_budget`. What
-        cannot be had is left out: a floor where the condition is a number or the path has no exact field.
+        cannot be had is left out: a floor where the path has no exact field or where most rows have a condition of
+        their own, as a measured number is, since the exact field that is told it knows the row, and the floor is 0.
     """
     measures: dict[str, Measure] = {}
     if known is None:
@@ -111,7 +112,8 @@ def reference_of(
 ) -> Reference | None:
     """The exact field of the rows of a training or, where it streams, of the law; ``None`` where there is none.
 
-    The path and the units suffice, so that the floor is known before the training begins.
+    The path and the units suffice, so that the floor is known before the training begins. Rows are taken in float32,
+    which is how they are trained on. With a condition the field is told its value, where that has two rows on average.
     """
     affine = _affine(path)
     if affine is None or (train is None and law is None):
@@ -122,13 +124,12 @@ def reference_of(
         points = transform.forward(law.sobol(LAW_POINTS, seed))[0].double()
         rows = transform.forward(law.sample(_LAW_ROWS, generator, torch.float64))[0].double()
         return reference(LawField(affine, points), affine, rows, generator=generator)
-    z = transform.forward(train.rows, generator)[0].double()
-    if condition is None or train.condition is None:
-        return reference(EmpiricalField(affine, z), affine, z, generator=generator)
-    if condition.kind == "number":
+    z = transform.forward(train.rows, generator)[0].float()
+    label = _label(condition, train)
+    if label is not None and 2 * (int(label.max()) + 1) > len(z):
         return None
-    labels = torch.from_numpy(np.unique(train.condition.astype(str), return_inverse=True)[1].reshape(-1))
-    return reference(EmpiricalField(affine, z, labels=labels), affine, z, cond={"label": labels}, generator=generator)
+    cond = {} if label is None else {"label": label}
+    return reference(EmpiricalField(affine, z, labels=label), affine, z, cond=cond, generator=generator)
 
 
 class Learned:
@@ -149,6 +150,13 @@ def units(model: Model, rows: Rows, generator: torch.Generator) -> tuple[Tensor,
     if model.condition is None or rows.condition is None:
         return z, {}
     return z, {"condition": model.condition.encode(rows.condition).double()}
+
+
+def _label(condition: ConditionTransform | None, rows: Rows) -> Tensor | None:
+    """The value of each row's condition by its number among those that there are, ``(n,)``."""
+    if condition is None or rows.condition is None:
+        return None
+    return condition.encode(rows.condition).unique(dim=0, return_inverse=True)[1]
 
 
 def _measures(name: str, found: Losses) -> dict[str, Measure]:
@@ -209,10 +217,20 @@ def _evidence(model: Model, held_out: Rows, train: Rows, seed: int) -> Evidence 
 
 def _field_gap(model: Model, held_out: Rows, train: Rows, generator: torch.Generator) -> FieldGap | None:
     path = _affine(model.path)
-    if path is None or (model.condition is not None and model.condition.kind == "number"):
+    if path is None:
         return None
     (z, cond), (other, told) = units(model, train, generator), units(model, held_out, generator)
-    return field_gap(Learned(model), path, z, other, train_cond=cond, held_out_cond=told, generator=generator)
+    return field_gap(
+        Learned(model),
+        path,
+        z,
+        other,
+        train_cond=cond,
+        held_out_cond=told,
+        train_labels=_label(model.condition, train),
+        held_out_labels=_label(model.condition, held_out),
+        generator=generator,
+    )
 
 
 def _log_probs(model: Model, held_out: Rows, train: Rows, seed: int) -> tuple[float | None, float | None, float | None]:

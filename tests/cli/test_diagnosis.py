@@ -42,13 +42,14 @@ def test_a_stream_is_held_against_its_law(tmp_path: Path, capsys: pytest.Capture
     assert "loss_training" not in metrics
 
 
-@pytest.mark.parametrize("condition", [None, "kind", "size"])
+@pytest.mark.parametrize("condition", [None, "kind", "age", "size"])
 def test_rows_are_held_against_their_exact_field(
     condition: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rng = np.random.default_rng(0)
     frame = pd.DataFrame(rng.normal(0, 1, (200, 2)), columns=["a", "b"])
     frame["kind"], frame["size"] = rng.choice(["x", "y"], 200), rng.normal(0, 1, 200)
+    frame["age"] = rng.integers(20, 60, 200)
     keep = ["a", "b"] + ([condition] if condition else [])
     frame[keep].to_csv(tmp_path / "t.csv", index=False)
     given = ["--condition", condition] if condition else []
@@ -57,9 +58,12 @@ def test_rows_are_held_against_their_exact_field(
     run("evaluate", tmp_path / "run", "--json")
     found = json.loads(capsys.readouterr().out)
     if condition == "size":
-        assert "floor_training" not in found
+        assert "floor_training" not in found  # each row has its own
     else:
         check(found, "training")
+        bounds = {None: (0.9, 1.6), "kind": (0.8, 1.5), "age": (0.3, 1.0)}[condition]  # all of 200, 100 or 5 rows
+        assert bounds[0] < found["floor_training"]["value"] < bounds[1]
+    assert "field at t = " in found["memorisation"]
     assert found["memorisation"].startswith("memorisation: no sign; ")
     assert found["loss_held_out"]["floor"] is None
     run("evaluate", tmp_path / "run")

@@ -39,6 +39,21 @@ def test_conditions_go_with_their_rows() -> None:
     assert wrong.ratio < 0.01
 
 
+def test_closed_form_fields_are_told_the_labels() -> None:
+    """With as many rows of each kind as are compared, the field of the training rows is at no distance from itself."""
+    labels = torch.arange(60) % 2
+    train, held_out = (normal(60, 2, seed=seed) + 2 * labels[:, None] for seed in (0, 1))
+    told, cond = EmpiricalField(PATH, train, labels=labels), {"label": labels}
+
+    def gap(some: Tensor | None) -> FieldGap:
+        both = {"train_cond": cond, "held_out_cond": cond, "train_labels": some, "held_out_labels": some}
+        return field_gap(told, PATH, train, held_out, **both, generator=seeded(0))
+
+    assert min(gap(None).train[:3]) > 0.01
+    assert max(gap(labels).train) < 1e-20
+    assert min(gap(labels).held_out) > 0.01
+
+
 def test_bootstraps_are_found_from_samples_alone() -> None:
     train, held_out = normal(900, 2, seed=0), normal(100, 2, seed=1)
     pick = torch.randint(900, (500,), generator=seeded(2))

@@ -92,6 +92,45 @@ def test_big_data_costs_no_more() -> None:
     assert known.n == 10 * 30
 
 
+def test_the_floor_of_100_000_rows_is_good_to_one_percent() -> None:
+    """Of N(0, diag(0.25, 4)) it is the mean of s pi / 2; the rows' own differs by less than 0.1% until near t = 1."""
+    spread = torch.tensor([0.5, 2.0])
+    data = spread * normal(100_000, 2, seed=0, dtype=torch.float32)
+    known = reference(EmpiricalField(PATH, data), PATH, data, generator=seeded(0))
+    assert known.n == 159 * 30
+    expected = float(spread.mean()) * math.pi / 2
+    assert known.floor.value == pytest.approx(expected, rel=0.01)
+    assert known.floor.se < 0.007 * expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_floor_of_rings_and_labels_has_a_small_standard_error(dtype: torch.dtype) -> None:
+    """Points of a ring are the hard case, since the variance given x_t differs most from x_t to x_t."""
+    data = annulus(20_000).to(dtype)
+    labels = (data > 0).long() @ torch.tensor([1, 2])
+    known = reference(
+        EmpiricalField(PATH, data, labels=labels), PATH, data, cond={"label": labels}, generator=seeded(0)
+    )
+    assert known.floor.se < (0.003 if dtype == torch.float32 else 0.015) * known.floor.value
+    other = reference(
+        EmpiricalField(PATH, data, labels=labels), PATH, data, cond={"label": labels}, generator=seeded(1)
+    )
+    both = math.hypot(known.floor.se, other.floor.se)
+    assert abs(known.floor.value - other.floor.value) < 6 * both  # p < 1e-8
+
+
+def test_each_of_many_labels_has_its_own_floor() -> None:
+    two = torch.tensor([[-1.0], [1.0]])
+    data, labels = (two + 5 * torch.arange(400)[:, None, None]).reshape(-1, 1), torch.arange(800) // 2
+    known = reference(
+        EmpiricalField(PATH, data, labels=labels), PATH, data, cond={"label": labels}, generator=seeded(0)
+    )
+    alone = reference(EmpiricalField(PATH, two), PATH, two, draws=3000, generator=seeded(1))
+    assert known.n == 300 * 30
+    assert abs(known.floor.value - alone.floor.value) < 6 * math.hypot(known.floor.se, alone.floor.se)  # p < 1e-8
+    assert known.floor.se < 0.03 * known.floor.value
+
+
 @pytest.mark.parametrize("name", ["gaussian", "eight-gaussians"])
 def test_a_law_by_its_points_is_as_exact_as_a_mixture(name: str) -> None:
     law = toy(name)

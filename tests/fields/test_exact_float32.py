@@ -24,10 +24,26 @@ def points_of(path: AffinePath, data: Tensor, t: Tensor, n: int, seed: int = 1) 
     return curve.alpha * own + curve.sigma * normal(*own.shape, seed=seed + 1, dtype=torch.float32)
 
 
-def off(field: EmpiricalField, fine: EmpiricalField, x: Tensor, t: Tensor) -> float:
+def off(field: EmpiricalField, fine: EmpiricalField, x: Tensor, t: Tensor, **cond: Tensor) -> float:
     """The largest |du| / (|u| + |x|)."""
-    found, true = field(x, t).double().flatten(1), fine(x.double(), t.double()).flatten(1)
+    found, true = field(x, t, **cond).double().flatten(1), fine(x.double(), t.double(), **cond).flatten(1)
     return float(((found - true).norm(dim=1) / (true.norm(dim=1) + x.double().flatten(1).norm(dim=1))).max())
+
+
+def divergence_off(field: EmpiricalField, x: Tensor, t: Tensor, label: Tensor | None = None) -> float:
+    """The largest error of the divergence, relative to the sum of its two terms' absolute values."""
+    data, log_weights = field.points.double().flatten(1), field.log_weights.expand(len(x), -1)
+    if label is not None:
+        log_weights = log_weights.masked_fill(label.expand(len(x))[:, None] != field.labels, -math.inf)
+    alpha, sigma, alpha_rate, sigma_rate = field.path.schedule(t.double())  # pyright: ignore[reportAttributeAccessIssue]
+    steps = x.double().flatten(1)[:, None] - alpha * data
+    w = (log_weights - 0.5 * (steps / sigma).square().sum(2)).softmax(1)
+    mean = w @ data
+    scatter = (w * (data - mean[:, None]).square().sum(2)).sum(1)
+    of_noise = data.shape[1] * sigma_rate / sigma
+    of_data = (alpha_rate - sigma_rate / sigma * alpha) * alpha / sigma**2 * scatter
+    found = field.divergence(x, t, label=label).double()
+    return float(((found - of_noise - of_data).abs() / (of_noise.abs() + of_data)).max())
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +70,46 @@ def test_float32_is_as_precise_as_promised(
     weights = normal(n, seed=seed).square() + 1e-3 if weighted else None
     field, fine = EmpiricalField(path, data, weights), EmpiricalField(path, data.double(), weights)
     time = torch.tensor(t)
-    assert off(field, fine, points_of(path, data, time, 8, seed), time) < 1e-4
+    x = points_of(path, data, time, 8, seed)
+    assert off(field, fine, x, time) < 1e-4
+    if scale * t < 1e6 * (1 - t):  # beyond, float64 itself has no more to give
+        assert divergence_off(field, x, time) < 1e-4
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.integers(1, 30),
+    st.integers(8, 2000),
+    st.floats(0, 0.999),
+    st.sampled_from([1, 3, 40]),
+    st.booleans(),
+    st.integers(0, 10**6),
+)
+def test_labels_have_the_same_precision(d: int, n: int, t: float, kinds: int, mixed: bool, seed: int):
+    data, labels = normal(n, d, seed=seed).float(), torch.arange(n) % kinds - 1
+    field, fine = (EmpiricalField(LINEAR, rows, labels=labels) for rows in (data, data.double()))
+    time, asked = torch.tensor(t), labels[torch.randint(n, (8,), generator=seeded(seed))]
+    label, x = asked if mixed else asked[0], points_of(LINEAR, data, time, 8, seed)
+    assert off(field, fine, x, time, label=label) < 1e-4
+    assert divergence_off(field, x, time, label=label) < 1e-4
+    own = torch.linspace(0, t, 8)
+    assert off(field, fine, x, own, label=label) < 1e-4
+
+
+def test_labels_and_divergences_are_not_worked_out_in_float64(monkeypatch: pytest.MonkeyPatch):
+    data, labels = normal(3000, 5, seed=0, dtype=torch.float32), torch.arange(3000) % 3
+    field = EmpiricalField(LINEAR, data, labels=labels)
+
+    def dense(*args: object) -> None:
+        raise AssertionError("dense")
+
+    monkeypatch.setattr(EmpiricalField, "chunk", dense)
+    for t in (0.2, 0.99):
+        x, time = points_of(LINEAR, data, torch.tensor(t), 16), torch.tensor(t)
+        field.divergence(x, time)
+        for label in (torch.tensor(2), labels[:16]):
+            field(x, time, label=label)
+            field.divergence(x, time, label=label)
 
 
 @pytest.mark.parametrize("name", list(SCHEDULES))
@@ -65,7 +120,7 @@ def test_every_quantity_with_a_time_for_each_row(name: str, shape: tuple[int, ..
     field, fine = EmpiricalField(path, data), EmpiricalField(path, data.double())
     t = torch.linspace(0, 0.95, 9)
     x = points_of(path, data, t, 9)
-    for what in ("__call__", "log_prob", "score", "posterior_mean"):
+    for what in ("__call__", "log_prob", "score", "posterior_mean", "divergence"):
         found, true = getattr(field, what)(x, t), getattr(fine, what)(x.double(), t.double())
         close(found, true.float(), 1e-5)
 

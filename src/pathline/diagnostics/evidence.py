@@ -60,6 +60,8 @@ def field_gap(
     *,
     train_cond: Mapping[str, Tensor] = {},
     held_out_cond: Mapping[str, Tensor] = {},
+    train_labels: Tensor | None = None,
+    held_out_labels: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> FieldGap:
     """Is a field nearer to the closed-form field of its training rows than to that of rows it never saw?
@@ -72,7 +74,9 @@ def field_gap(
     Args:
         field: ``field(x, t, **cond)``; path: the path that it was trained on.
         train, held_out: rows in the units of the field, ``(n, *d)`` and ``(h, *d)``.
-        train_cond, held_out_cond: a condition for each row.
+        train_cond, held_out_cond: a condition for each row, which the field is told.
+        train_labels, held_out_labels: the value of that condition as a class for each row, which the closed-form
+            fields are told; ``None``: they know nothing of it. Where no two rows share a value they point at the row.
         generator: for the choice of rows and the points.
 
     Raises:
@@ -85,10 +89,11 @@ def field_gap(
     if count < 2:
         raise ValueError(f"train and held_out must have 2 rows or more, got {len(train)} and {len(held_out)}")
     found = []
-    for rows, cond in ((train, train_cond), (held_out, held_out_cond)):
+    for rows, cond, labels in ((train, train_cond, train_labels), (held_out, held_out_cond, held_out_labels)):
         chosen = torch.randperm(len(rows), generator=generator)[:count]
         own = {name: value[chosen] for name, value in cond.items()}
-        found.append(_distances(field, path, rows[chosen], own, generator))
+        classes = None if labels is None else labels[chosen]
+        found.append(_distances(field, path, rows[chosen], own, classes, generator))
     (a, loss_a), (b, loss_b) = found
     return FieldGap(TIMES, tuple(a.mean(1).tolist()), tuple(b.mean(1).tolist()), _exchange(loss_a, loss_b, generator))
 
@@ -172,10 +177,12 @@ def _distances(
     path: AffinePath | GaussianPath,
     rows: Tensor,
     cond: Mapping[str, Tensor],
+    labels: Tensor | None,
     generator: torch.Generator | None,
 ) -> tuple[Tensor, Tensor]:
     """Of each row, its mean square distance to the exact field and its loss, both per dimension, ``(times, n)``."""
-    exact = EmpiricalField(path, rows)
+    exact = EmpiricalField(path, rows, labels=labels)
+    label = None if labels is None else labels.repeat(_DRAWS)
     repeated = rows.repeat(_DRAWS, *[1] * (rows.ndim - 1))
     told = {name: value.repeat(_DRAWS, *[1] * (value.ndim - 1)) for name, value in cond.items()}
     found = []
@@ -183,7 +190,9 @@ def _distances(
         t = rows.new_tensor(time)
         at = path.sample(Batch(repeated), t, generator)
         v = field(at.x_t, t.expand(len(repeated)), **told)
-        gaps = [(v - other).double().square().flatten(1).mean(1) for other in (exact(at.x_t, t), at.target)]
+        gaps = [
+            (v - other).double().square().flatten(1).mean(1) for other in (exact(at.x_t, t, label=label), at.target)
+        ]
         found.append(torch.stack([gap.reshape(_DRAWS, -1).mean(0) for gap in gaps]))
     distance, loss = torch.stack(found, 1)
     return distance, loss

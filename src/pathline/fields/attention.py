@@ -36,6 +36,9 @@ REST = 1e-6
 TOLERANCE = 1.5e-4
 """The rounding of logits, in nats, at which the products are good enough whatever the posterior."""
 
+SCATTER = 4e-5
+"""The same where the scatter is asked for, and the rounding of its squares relative to it and to d sigma^2."""
+
 WIDE = 2**24
 """Groups of components, over all rows of a block, whose best logits are kept at once."""
 
@@ -56,12 +59,14 @@ class Posterior(NamedTuple):
         log_sum: $\log \sum_i w_i e^{-|x - \alpha x_i|^2 / 2 \sigma^2}$, shape ``(b,)``.
         gap: $x - \alpha\,\mathbb E[x_1]$, shape ``(b, D)``, precise relative to itself.
         data: $\mathbb E[x_1]$, shape ``(b, D)``.
+        scatter: $\mathbb E\,|x_1 - \mathbb E[x_1]|^2$ where it was asked for, shape ``(b,)``.
         good: whether the row is good to float32; the others hold anything, shape ``(b,)``.
     """
 
     log_sum: Tensor
     gap: Tensor
     data: Tensor
+    scatter: Tensor
     good: Tensor
 
 
@@ -90,25 +95,26 @@ class Attention:
         if not self.uniform:
             self.keys[:n, d + 1] = log_weights.clamp_min(-1e30).float()
 
-    def posterior(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Posterior:
+    def posterior(self, x: Tensor, alpha: Tensor, sigma: Tensor, scatter: bool = False) -> Posterior:
         """For ``x`` ``(b, D)``, alpha and sigma ``(b, 1)``, all float64, alpha and sigma positive."""
         safe = self._rounding(x, alpha, sigma) <= MOST
         plain = (alpha[:, 0] > LEAST_ALPHA) & (x.shape[1] <= DIRECT)
         ways = {self._direct: plain, self._products: safe & ~plain, self._sharp: ~safe & ~plain}
         rows = [mask.nonzero()[:, 0] for mask in ways.values()]
-        parts = [self._by_rows(way, *(v[own] for v in (x, alpha, sigma))) for way, own in zip(ways, rows, strict=True)]
+        queries = (x, alpha, sigma)
+        parts = [self._by_rows(way, scatter, *(v[own] for v in queries)) for way, own in zip(ways, rows, strict=True)]
         back = torch.cat(rows).argsort()
         found = Posterior(*(torch.cat(values)[back] for values in zip(*itertools.chain(*parts), strict=True)))
         poor = (~found.good & ~plain & safe).nonzero()[:, 0]
         if len(poor):
-            again = self._by_rows(self._sharp, *(v[poor] for v in (x, alpha, sigma)))
+            again = self._by_rows(self._sharp, scatter, *(v[poor] for v in queries))
             for value, better in zip(found, zip(*again, strict=True), strict=True):
                 value[poor] = torch.cat(better)
         return found
 
-    def _by_rows(self, way: Callable[[Tensor, Tensor, Tensor], Posterior], *queries: Tensor) -> list[Posterior]:
+    def _by_rows(self, way: Callable[..., Posterior], scatter: bool, *queries: Tensor) -> list[Posterior]:
         step = max(16, min(ROWS, GROUP * WIDE // len(self.points)))
-        return [way(*(query[rows] for query in queries)) for rows in _slices(len(queries[0]), step)]
+        return [way(*(query[rows] for query in queries), scatter) for rows in _slices(len(queries[0]), step)]
 
     def _rounding(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """How far rounding moves the logits of the components in reach, as sums of random roundings do."""
@@ -116,21 +122,24 @@ class Attention:
         near = torch.minimum(alpha[:, 0] * self.reach, y + sigma[:, 0] * math.sqrt(x.shape[1]))
         return (1 + math.sqrt(x.shape[1]) / 8) * EPS * near * (y + near / 2) / sigma[:, 0].square()
 
-    def _direct(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Posterior:
+    def _direct(self, x: Tensor, alpha: Tensor, sigma: Tensor, scatter: bool) -> Posterior:
         b, d = x.shape
         y = x / alpha
         high = y.float()
         low = (high.double() - y).float()
         scale = (-0.5 * LOG2E * (alpha / sigma).square()).float()
         top = high.new_full((b, 1), torch.finfo(torch.float32).min)
-        total, sums = x.new_zeros(b, 1), x.new_zeros(b, d)
-        blocks = [high.new_empty(b * COLUMNS) for _ in range(d + 1)]
+        total, sums = x.new_zeros(b, 1), x.new_zeros(b, d + scatter)
+        blocks = [high.new_empty(b * COLUMNS) for _ in range(d + scatter + 1)]
         for cols in _slices(len(self.points), COLUMNS):
             n = cols.stop - cols.start
             *offset, logits = (block[: b * n].view(b, n) for block in blocks)
+            summed, offset = offset, offset[:d]
             for k, step in enumerate(offset):
                 torch.sub(self.columns[k, cols], high[:, k : k + 1], out=step).add_(low[:, k : k + 1])
                 torch.mul(step, step, out=logits) if k == 0 else logits.addcmul_(step, step)
+            if scatter:
+                summed[d].copy_(logits)
             logits.mul_(scale)
             if not self.uniform:
                 logits.add_((self.log_weights[cols] * LOG2E).float())
@@ -138,14 +147,17 @@ class Attention:
             shrink = (top - new_top).exp2()
             weights = logits.sub_(new_top).exp2_()
             total = total * shrink + weights.sum(1, keepdim=True)
-            sums = sums * shrink + torch.cat([step.mul_(weights).sum(1, keepdim=True) for step in offset], 1)
+            sums = sums * shrink + torch.cat([each.mul_(weights).sum(1, keepdim=True) for each in summed], 1)
             top = new_top
-        step = sums / total
-        good = (-top[:, 0] * EPS < TOLERANCE) & step.isfinite().all(1)
+        step, squares = (sums / total).split([d, int(scatter)], 1)
+        good = (-top[:, 0] * EPS < (SCATTER if scatter else TOLERANCE)) & step.isfinite().all(1)
         log_sum = top.double() / LOG2E + total.log() + self.shared
-        return Posterior(log_sum[:, 0], -alpha * step, y + step, good)
+        spread = (squares.sum(1) - step.square().sum(1)).clamp_min(0)
+        if scatter:
+            good &= EPS * squares[:, 0] <= SCATTER * (spread + d * sigma[:, 0].square())
+        return Posterior(log_sum[:, 0], -alpha * step, y + step, spread, good)
 
-    def _products(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Posterior:
+    def _products(self, x: Tensor, alpha: Tensor, sigma: Tensor, scatter: bool) -> Posterior:
         b, d = x.shape
         y, queries = self._queries(x, alpha, sigma)
         top = queries.new_full((b, 1), torch.finfo(torch.float32).min)
@@ -164,13 +176,17 @@ class Attention:
         data = self.centre + mean
         gap = x - alpha * data
         log_sum = top.double() / LOG2E + total.double().log() - 0.5 * (y / sigma).square().sum(1, keepdim=True)
-        spread = (-2 * square - mean.square().sum(1, keepdim=True)).clamp_min(0).sqrt() * alpha / sigma
-        size = x.norm(dim=1) + (data - gap / sigma).norm(dim=1)
+        spread = (-2 * square - mean.square().sum(1, keepdim=True)).clamp_min(0)
         rounding = self._rounding(x, alpha, sigma)
-        good = (rounding <= TOLERANCE) | ((rounding <= MOST) & (rounding * spread[:, 0] <= TOLERANCE / 4 * size))
-        return Posterior(log_sum[:, 0] + self.shared, gap, data, good)
+        if scatter:
+            good = (rounding <= SCATTER) & (-2 * EPS * square <= SCATTER * (spread + d * sigma.square()))[:, 0]
+        else:
+            size = x.norm(dim=1) + (data - gap / sigma).norm(dim=1)
+            shift = rounding * (spread.sqrt() * alpha / sigma)[:, 0]
+            good = (rounding <= TOLERANCE) | ((rounding <= MOST) & (shift <= TOLERANCE / 4 * size))
+        return Posterior(log_sum[:, 0] + self.shared, gap, data, spread[:, 0], good)
 
-    def _sharp(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Posterior:
+    def _sharp(self, x: Tensor, alpha: Tensor, sigma: Tensor, scatter: bool) -> Posterior:
         b, d = x.shape
         live, members = self._live(x, alpha, sigma)
         counts = live.sum(1)
@@ -186,8 +202,8 @@ class Attention:
             near = row[start:stop] - first, component[start:stop]
             parts.append(self._exactly(x[own], alpha[own], sigma[own], *near))
             first, start = last, stop
-        log_sum, gap, data = (torch.cat(part) for part in zip(*parts, strict=True))
-        return Posterior(log_sum, gap, data, good)
+        log_sum, gap, data, spread = (torch.cat(part) for part in zip(*parts, strict=True))
+        return Posterior(log_sum, gap, data, spread, good)
 
     def _live(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Which groups of components can matter to a row ``(b, groups)``, and their members ``(groups, GROUP)``."""
@@ -207,18 +223,20 @@ class Attention:
 
     def _exactly(
         self, x: Tensor, alpha: Tensor, sigma: Tensor, row: Tensor, component: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The posterior over the listed components ``(m, GROUP)`` of each row ``(m,)`` alone."""
         row, component = row.repeat_interleave(GROUP), component.reshape(-1)
         inside = component < len(self.points)
         row, component = row[inside], component[inside]
         offset = x[row] - alpha[row] * self.points[component].double()
-        logits = self.log_weights[component] - 0.5 * (offset / sigma[row]).square().sum(1)
+        squares = offset.square().sum(1)
+        logits = self.log_weights[component] - 0.5 * squares / sigma[row, 0].square()
         top = x.new_full((len(x),), -math.inf).scatter_reduce(0, row, logits, "amax")
         weights = (logits - top[row]).clamp_min(-690).exp()
         total = torch.zeros_like(top).index_add_(0, row, weights)
         gap = torch.zeros_like(x).index_add_(0, row, offset.mul_(weights[:, None])) / total[:, None]
-        return top + total.log(), gap, (x - gap) / alpha
+        spread = torch.zeros_like(top).index_add_(0, row, squares.mul_(weights)) / total - gap.square().sum(1)
+        return top + total.log(), gap, (x - gap) / alpha, spread.clamp_min(0) / alpha[:, 0].square()
 
     def _queries(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         y = x - alpha * self.centre

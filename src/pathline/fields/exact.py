@@ -230,15 +230,22 @@ class _MixtureField(ABC):
             raise ValueError("label was given, but the field was made without labels")
         if label.ndim > 1 or (label.ndim == 1 and len(label) != n):
             raise ValueError(f"label must have shape () or ({n},), got {tuple(label.shape)}")
+        kinds, totals = self._totals
+        place = torch.searchsorted(kinds, label.contiguous()).clamp_max(len(kinds) - 1)
+        found = kinds[place] == label
+        if not bool(found.all()):
+            unknown = label.reshape(-1)[~found.reshape(-1)][0].item()
+            raise ValueError(f"label must be one of the data's, with weight, e.g. {kinds[:10].tolist()}, got {unknown}")
+        return totals[place].log()
+
+    @cached_property
+    def _totals(self) -> tuple[Tensor, Tensor]:
+        """The labels whose components have weight, in order, and their weights."""
+        assert self.labels is not None
         kinds, inverse = self.labels.unique(return_inverse=True)
         totals = torch.zeros(len(kinds), dtype=torch.float64, device=kinds.device)
         totals = totals.index_add(0, inverse, self.log_weights.exp())
-        found = (label.reshape(-1, 1) == kinds) & (totals > 0)
-        if not bool(found.any(1).all()):
-            unknown = label.reshape(-1)[~found.any(1)][0].item()
-            known = kinds[totals > 0][:10].tolist()
-            raise ValueError(f"label must be one of the data's, with weight, e.g. {known}, got {unknown}")
-        return totals[found.int().argmax(1)].log()
+        return kinds[totals > 0], totals[totals > 0]
 
 
 class EmpiricalField(_MixtureField):
@@ -277,6 +284,7 @@ class EmpiricalField(_MixtureField):
         if labels is not None and labels.shape != data.shape[:1]:
             raise ValueError(f"labels must have shape ({len(data)},), got {tuple(labels.shape)}")
         self.path, self.shape, self.labels, self.rtol = path, data.shape[1:], labels, rtol
+        self._by_label: dict[Any, EmpiricalField] = {}
         self.points = data if data.dtype == torch.float32 else data.double()
         self.log_weights = _log_weights(weights, data)
         self.reference = _most_central(self.points.reshape(len(data), -1))
@@ -322,24 +330,54 @@ class EmpiricalField(_MixtureField):
     def _expect(
         self, x: Tensor, t: Tensor, label: Tensor | None, *statistics: Statistic
     ) -> tuple[Tensor, list[Tensor]]:
-        if label is None and statistics == ("velocity",) and self._near_enough(x, t):
+        if label is not None:
+            return self._expect_labelled(x, t, label, *statistics)
+        if statistics == ("velocity",) and self._near_enough(x, t):
             return self._approximate(x, t)
-        return self._expect_all(x, t, label, *statistics)
+        return self._expect_all(x, t, *statistics)
 
-    def _expect_all(
-        self, x: Tensor, t: Tensor, label: Tensor | None, *statistics: Statistic
+    def _expect_labelled(
+        self, x: Tensor, t: Tensor, label: Tensor, *statistics: Statistic
     ) -> tuple[Tensor, list[Tensor]]:
-        if label is not None or {"divergence", "classes"} & {*statistics} or not self._coarse(x):
+        """Label by label, each from its own points, where there are fewer labels than are worth the trouble."""
+        time, _ = self._check(x, t), self._log_total(label, len(x))
+        kinds, which = label.expand(len(x)).unique(return_inverse=True)
+        if len(x) == 0 or len(x) * len(self.points) < MANY // 16 * len(kinds):
             return super()._expect(x, t, label, *statistics)
+        rows = [(which == k).nonzero()[:, 0] for k in range(len(kinds))]
+        times = [(time if len(time) == 1 else time[own]).expand(len(own)) for own in rows]
+        parts = [
+            self._of_label(kind)._expect(x[own], s, None, *statistics)
+            for kind, own, s in zip(kinds, rows, times, strict=True)
+        ]
+        back = torch.cat(rows).argsort()
+        means = zip(*(values for _, values in parts), strict=True)
+        return torch.cat([log_prob for log_prob, _ in parts])[back], [torch.cat(values)[back] for values in means]
+
+    def _of_label(self, kind: Tensor) -> "EmpiricalField":
+        key = kind.item()
+        if key not in self._by_label:
+            own = self.labels == kind
+            weights = (self.log_weights[own] - self.log_weights[own].max()).exp()
+            self._by_label[key] = EmpiricalField(self.path, self.points[own], weights, rtol=self.rtol)
+        return self._by_label[key]
+
+    def _expect_all(self, x: Tensor, t: Tensor, *statistics: Statistic) -> tuple[Tensor, list[Tensor]]:
+        if "classes" in statistics or not self._coarse(x):
+            return super()._expect(x, t, None, *statistics)
         time = self._check(x, t)
         flat = x.reshape(len(x), self.shape.numel()).double()
         curve = Curve(*(value.expand(len(x))[:, None] for value in self.path.schedule(time)))  # pyright: ignore[reportAttributeAccessIssue]
-        found = self.attention.posterior(flat, curve.alpha, curve.sigma)
+        found = self.attention.posterior(flat, curve.alpha, curve.sigma, "divergence" in statistics)
         log_prob = found.log_sum - flat.shape[1] * (curve.sigma[:, 0].log() + 0.5 * math.log(2 * math.pi))
+        rate, pull = curve.sigma_rate / curve.sigma, curve.alpha_rate - curve.sigma_rate / curve.sigma * curve.alpha
+        velocity = curve.alpha_rate * found.data + rate * found.gap
+        whole = flat.shape[1] * rate + pull * curve.alpha / curve.sigma**2 * found.scatter[:, None]
         values = {
-            "velocity": lambda: curve.alpha_rate * found.data + curve.sigma_rate / curve.sigma * found.gap,
+            "velocity": lambda: velocity,
             "score": lambda: -found.gap / curve.sigma**2,
             "data": lambda: found.data,
+            "divergence": lambda: torch.cat([whole, torch.zeros_like(flat), torch.zeros_like(flat), velocity], 1),
         }
         means = [values[name]() for name in statistics]
         poor = (~found.good).nonzero()[:, 0]
@@ -371,7 +409,7 @@ class EmpiricalField(_MixtureField):
             good = slack * (1 + rtol) <= rtol * (velocity[rows].norm(dim=1) + own.norm(dim=1))
             rows = rows[~good]
         if len(rows):
-            _, (exact,) = self._expect_all(x[rows], time.expand(len(rows)), None, "velocity")
+            _, (exact,) = self._expect_all(x[rows], time.expand(len(rows)), "velocity")
             velocity[rows] = exact
         return flat[:, 0], [velocity]
 
