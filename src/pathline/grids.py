@@ -12,13 +12,15 @@ def uniform(n: int, start: float = 0.0, stop: float = 1.0) -> Tensor:
     """``n`` equal steps, so ``n + 1`` nodes, from ``start`` to ``stop`` (either way round).
 
     Raises:
-        ValueError: ``n`` below 1, equal ends, or ends outside [0, 1].
+        ValueError: ``n`` below 1 or not whole, equal ends, or ends outside [0, 1].
 
     >>> uniform(4)
     tensor([0.0000, 0.2500, 0.5000, 0.7500, 1.0000], dtype=torch.float64)
     """
     if n < 1:
         raise ValueError(f"n must be at least 1 step, got {n}")
+    if n != int(n):
+        raise ValueError(f"n must be a whole number of steps, got {n}")
     return check_grid(torch.linspace(start, stop, n + 1, dtype=torch.float64))
 
 
@@ -130,8 +132,10 @@ def check_grid(grid: Tensor) -> Tensor:
     """The grid in float64 on the CPU, where the loop reads its numbers.
 
     Raises:
-        ValueError: fewer than two nodes, nodes outside [0, 1], or not strictly monotone.
+        ValueError: no tensor, fewer than two nodes, nodes outside [0, 1], or not strictly monotone.
     """
+    if not isinstance(grid, Tensor):
+        raise ValueError(f"grid must be a tensor of nodes, such as grids.uniform(16), got {grid!r}")
     nodes = grid.detach().to("cpu", torch.float64)
     if nodes.ndim != 1 or len(nodes) < 2:
         raise ValueError(f"grid must be a 1-D tensor of at least 2 nodes, got shape {tuple(grid.shape)}")

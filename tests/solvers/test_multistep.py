@@ -13,7 +13,18 @@ from pathline.schedules import Schedule
 from pathline.solvers import ab2, ab3, abm, euler, exponential, grid_for, heun, rk3, rk4, solve
 from pathline.solvers.multistep import Adams, Multistep
 from pathline.typing import Solver
-from problems import SCHEDULES, affine_flow, annulus, close, every_shape, logistic, logistic_flow, normal, number
+from problems import (
+    SCHEDULES,
+    affine_flow,
+    annulus,
+    close,
+    curved_path,
+    every_shape,
+    logistic,
+    logistic_flow,
+    normal,
+    number,
+)
 
 LINEAR = AffinePath(SCHEDULES["linear-0.2"])
 ADAMS = [ab2, ab3, abm]
@@ -125,6 +136,8 @@ def test_rates_that_are_infinite_are_refused_with_the_remedy():
     path = AffinePath(SCHEDULES["vp"])
     with pytest.raises(ValueError, match=r"path must have finite rates .* none at t = 1; begin inside \(0, 1\)"):
         solve(lambda x, t: -x, torch.ones(2, 2), uniform(4, 1.0, 0.0), exponential(path))
+    with pytest.raises(ValueError, match="path must be affine for an exponential method, got GaussianPath"):
+        exponential(curved_path())  # pyright: ignore
     with pytest.raises(ValueError, match="order must be 2 or 3, got 4"):
         exponential(path, 4)
 

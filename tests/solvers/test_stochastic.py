@@ -9,7 +9,7 @@ from pathline.schedules import Schedule
 from pathline.solvers import euler, euler_maruyama, heun, solve, stochastic_heun
 from pathline.solvers.stochastic import Stochastic
 from pathline.sources import Points
-from problems import SCHEDULES, annulus, close, every_shape, normal, number, seeded
+from problems import SCHEDULES, annulus, close, curved_path, every_shape, normal, number, seeded
 
 MEANS, COVS = torch.tensor([[1.5, 0.0], [-1.0, 1.0], [0.0, -1.5]]).double(), torch.tensor([0.3, 0.5, 0.4]).double() ** 2
 WEIGHTS = torch.tensor([0.5, 0.3, 0.2]).double()
@@ -110,6 +110,10 @@ def test_refuses_bad_diffusions_and_sources():
         solve(field, x, uniform(5), euler_maruyama(field.path, lambda t: -1.0))
     with pytest.raises(ValueError, match=r"path must start from a standard normal .* got Points"):
         stochastic_heun(AffinePath(SCHEDULES["linear"], Points(torch.zeros(3, 2))), lambda t: 1.0)
+    with pytest.raises(ValueError, match=r"path must be affine .* got GaussianPath"):
+        euler_maruyama(curved_path(), lambda t: 1.0)  # pyright: ignore
+    with pytest.raises(ValueError, match=r"g must be a function of time, such as lambda t: 1.0, got 1.0"):
+        stochastic_heun(field.path, 1.0)  # pyright: ignore
 
 
 def test_a_solution_that_is_not_finite_is_still_named():

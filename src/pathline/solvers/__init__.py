@@ -1,6 +1,7 @@
 """Solvers of the flow's ODE and SDE: one loop, `solve`, and methods that are data or a single ``step``."""
 
 from pathline.solvers.adaptive import Dopri5, dopri5
+from pathline.solvers.dial import method_for
 from pathline.solvers.loop import Solution, grid_for, solve
 from pathline.solvers.multistep import Adams, Exponential, ab2, ab3, abm, exponential
 from pathline.solvers.runge_kutta import Tableau, euler, heun, midpoint, rk3, rk4
@@ -40,6 +41,7 @@ __all__ = [
     "exponential",
     "grid_for",
     "heun",
+    "method_for",
     "midpoint",
     "rk3",
     "rk4",

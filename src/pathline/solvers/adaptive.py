@@ -1,5 +1,6 @@
 """Adaptive solvers; torchdiffeq lives here and nowhere else."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +23,9 @@ class Dopri5:
             0.999 on a grid without one.
 
     Raises:
-        RuntimeError: the step size falls to nothing, or the steps between two nodes are more than `MOST_STEPS`,
-            which says that the tolerance cannot be met.
+        ValueError: a tolerance that is negative or not finite, or both 0; ``last`` outside (0, 1).
+        RuntimeError: the field is not finite at a time that the message names; the step size falls to nothing, or the
+            steps between two nodes are more than `MOST_STEPS`, which says that the tolerance cannot be met.
 
     Reference: Dormand & Prince, "A family of embedded Runge-Kutta formulae", J. Comput. Appl. Math. 6, 1980.
     """
@@ -32,6 +34,12 @@ class Dopri5:
     atol: float = 1e-5
     last: float | None = None
     name: str = "dopri5"
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.rtol < math.inf and 0 <= self.atol < math.inf and self.rtol + self.atol > 0):
+            raise ValueError(f"rtol and atol must be at least 0, and one above it, got {self.rtol} and {self.atol}")
+        if self.last is not None and not 0 < self.last < 1:
+            raise ValueError(f"last must be a time inside (0, 1), got {self.last}")
 
     @property
     def calls(self) -> None:
@@ -44,12 +52,20 @@ class Dopri5:
         # without step_t the method steps past the end and interpolates; its trial of a first step may pass it still
         options = {"step_t": ends[1:], "max_num_steps": MOST_STEPS}
 
+        latest: tuple[Any, Tensor] = ends[0], x
+
         def inside(time: Any, y: Tensor) -> Tensor:
-            return field(y, time.clamp(min(t, s), max(t, s)))
+            nonlocal latest
+            latest = time, field(y, time.clamp(min(t, s), max(t, s)))
+            return latest[1]
 
         try:
             states = odeint(inside, x, ends, rtol=self.rtol, atol=self.atol, method="dopri5", options=options)
         except AssertionError as error:
+            sizeless = bool(latest[0].isnan())  # no first step comes from a field that is not finite
+            if sizeless or not bool(latest[1].isfinite().all()):
+                when = t if sizeless else float(latest[0])
+                raise RuntimeError(f"the field is not finite at t = {when:.6g}: mend the field") from error
             raise RuntimeError(
                 f"dopri5 cannot meet rtol={self.rtol:g}, atol={self.atol:g} between t = {t:.6g} and {s:.6g} "
                 f"({error}); raise the tolerances, use float64, or take a fixed-step solver"

@@ -90,6 +90,8 @@ def solve(
     tensor([0.3679])
     """
     nodes = check_grid(uniform(16) if grid is None else grid).tolist()
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise ValueError(f"x must be a tensor of floating-point numbers, got {_kind(x)}")
     if x.ndim == 0 or len(x) == 0 or not bool(x.isfinite().all()):
         raise ValueError(f"x must be a batch of finite states, got shape {tuple(x.shape)} or numbers that are not")
     if not hasattr(solver, "step"):
@@ -113,12 +115,20 @@ def solve(
     return Solution(last, times, nfe, plan[-1].kind == "close", kept, slopes)
 
 
-def grid_for(nfe: int, solver: Solver, field: Field) -> Tensor:
-    """The uniform grid from 0 to 1 on which ``solver`` makes exactly ``nfe`` calls of ``field``.
+def grid_for(nfe: int, solver: Solver, field: Field, spacing: Callable[[int], Tensor] = uniform) -> Tensor:
+    """The grid from 0 to 1 on which ``solver`` makes exactly ``nfe`` calls of ``field``; a tuned solver's is its own.
+
+    Args:
+        nfe: calls of the field, a closing call included.
+        solver: the method.
+        field: the field; one that declares ``calls(t)`` is counted by it.
+        spacing: the grid of n steps from 0 to 1.
 
     Raises:
         ValueError: an nfe that the method can't spend; the message names the nearest two that it can.
     """
+    if nfe != int(nfe):
+        raise ValueError(f"nfe must be a whole number of calls, got {nfe}")
     own = getattr(solver, "grid", None)
     if isinstance(own, Tensor):
         if len(own) - 1 != nfe:
@@ -128,7 +138,7 @@ def grid_for(nfe: int, solver: Solver, field: Field) -> Tensor:
     if each is None:
         raise ValueError(f"{solver.name} chooses its own steps, so its nfe can't be set")
     if hasattr(field, "calls"):
-        return _grid_by_trial(nfe, solver, field)
+        return _grid_by_trial(nfe, solver, field, spacing)
     ends = getattr(field, "open_ends", {})
     closing = int(1.0 in ends)
     least = 0 if closing and ends[1.0] is None else 1
@@ -137,16 +147,16 @@ def grid_for(nfe: int, solver: Solver, field: Field) -> Tensor:
         below = each * max(least, steps) + closing
         raise ValueError(f"nfe must be one that {solver.name} can spend, such as {below} or {below + each}, got {nfe}")
     n = max(1, steps)
-    while missing := steps - _steps(uniform(n), ends):
+    while missing := steps - _steps(spacing(n), ends):
         n += missing
-    return uniform(n)
+    return spacing(n)
 
 
-def _grid_by_trial(nfe: int, solver: Solver, field: Field) -> Tensor:
+def _grid_by_trial(nfe: int, solver: Solver, field: Field, spacing: Callable[[int], Tensor]) -> Tensor:
     """For fields whose calls cost other than one: solves of a stand-in with the same costs say what a grid spends."""
 
     def spent(n: int) -> int:
-        return solve(_StandIn(field), torch.zeros(1), uniform(n), solver).nfe
+        return solve(_StandIn(field), torch.zeros(1), spacing(n), solver).nfe
 
     n = 1 + bisect_left(range(1, 4 * nfe + 2), nfe, key=spent)
     if nfe < 1 or spent(n) != nfe:
@@ -155,7 +165,7 @@ def _grid_by_trial(nfe: int, solver: Solver, field: Field) -> Tensor:
             f"nfe must be one that {solver.name} can spend on this field, "
             f"such as {' or '.join(map(str, nearest))}, got {nfe}"
         )
-    return uniform(n)
+    return spacing(n)
 
 
 class _StandIn:
@@ -250,6 +260,10 @@ def _hermite(x: Tensor, y: Tensor, slopes: Tensor, h: float, passed: float) -> T
     return line + passed * (1 - r) * ((1 - r) * (slopes[0] - chord) - r * (slopes[1] - chord))
 
 
+def _kind(value: object) -> str:
+    return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+
+
 class _Call:
     """The field with its conditions bound and its calls counted; it takes one number as the time."""
 
@@ -278,11 +292,8 @@ class _Call:
         time = self._time(x, t)
         value = function(x, time, **self.cond)
         self.count += self.cost(time)
-        if value.shape != x.shape or value.dtype != x.dtype:
-            raise ValueError(
-                f"field must return the shape and dtype of x, {tuple(x.shape)} {x.dtype}, "
-                f"got {tuple(value.shape)} {value.dtype}"
-            )
+        if not isinstance(value, Tensor) or value.shape != x.shape or value.dtype != x.dtype:
+            raise ValueError(f"field must return the shape and dtype of x, {_kind(x)}, got {_kind(value)}")
         return value
 
     def _time(self, x: Tensor, t: float | Tensor) -> Tensor:

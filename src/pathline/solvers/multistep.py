@@ -195,7 +195,8 @@ def exponential(path: AffinePath, order: int = 2, corrected: bool = False) -> Ex
         corrected: redo each step with the value called for at its end, at no further call (UniPC's corrector).
 
     Raises:
-        ValueError: another order; at ``solve``, a schedule whose rates are infinite at a node that is called.
+        ValueError: another order; a path that is not affine; at ``solve``, a schedule whose rates are infinite at a
+            node that is called.
 
     >>> from pathline import schedules
     >>> exponential(AffinePath(schedules.linear()), order=3).name
@@ -203,6 +204,8 @@ def exponential(path: AffinePath, order: int = 2, corrected: bool = False) -> Ex
     """
     if order not in (2, 3):
         raise ValueError(f"order must be 2 or 3, got {order}")
+    if not isinstance(path, AffinePath):
+        raise ValueError(f"path must be affine for an exponential method, got {type(path).__name__}; take abm")
     return Exponential(f"exponential{order}{'c' * corrected}", order, corrected, path)
 
 

@@ -99,13 +99,15 @@ def euler_maruyama(
     """Euler-Maruyama for the SDE with the marginals of ``path``'s flow; one call a step, see `Stochastic`.
 
     Raises:
-        ValueError: a path whose source is not the standard normal; at ``solve``, a negative or infinite g(t).
+        ValueError: a path that is not affine from a standard normal; a g that is no function; at ``solve``, a negative
+            or infinite g(t).
 
     >>> from pathline import schedules
     >>> euler_maruyama(AffinePath(schedules.linear()), lambda t: 1 - t).calls
     1
     """
-    return Stochastic(_with_score(path), g, generator)
+    _check(path, g)
+    return Stochastic(path, g, generator)
 
 
 def stochastic_heun(
@@ -114,14 +116,19 @@ def stochastic_heun(
     """The stochastic Heun method for the SDE with the marginals of ``path``'s flow; two calls a step.
 
     Raises:
-        ValueError: a path whose source is not the standard normal; at ``solve``, a negative or infinite g(t).
+        ValueError: a path that is not affine from a standard normal; a g that is no function; at ``solve``, a negative
+            or infinite g(t).
     """
-    return Stochastic(_with_score(path), g, generator, heun=True)
+    _check(path, g)
+    return Stochastic(path, g, generator, heun=True)
 
 
-def _with_score(path: AffinePath) -> AffinePath:
+def _check(path: AffinePath, g: Callable[[float], float]) -> None:
+    if not isinstance(path, AffinePath):
+        raise ValueError(f"path must be affine for its velocity to give a score, got {type(path).__name__}")
     if not isinstance(path.source, StandardNormal):
         raise ValueError(
             f"path must start from a standard normal for its velocity to give a score, got {type(path.source).__name__}"
         )
-    return path
+    if not callable(g):
+        raise ValueError(f"g must be a function of time, such as lambda t: 1.0, got {g!r}")
