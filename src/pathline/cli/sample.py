@@ -1,6 +1,6 @@
 """``pathline sample``."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +18,8 @@ from pathline.model import Model
 from pathline.viz.figures import samples_figure, save_figure
 
 SUFFIXES = (".csv", ".parquet", ".npy", ".png")
+CHECKED, SHARE, LEAST_CHECKED = 128, 16, 16
+"""Rows whose solver error is told: so many, or one in `SHARE`, or none where that would be fewer than the last."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class SampleOptions:
     seed: int = 0
     """Of the noise and of conditions that are drawn."""
     nfe: int | None = None
-    """Model calls per sample; `pathline tune` makes few of them go further."""
+    """Model calls per sample, any number; `pathline tune` makes few of them go further."""
     given: str | None = None
     """COL=VALUE, for a model with a condition."""
     force: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -59,16 +61,27 @@ def run(argv: Sequence[str]) -> int:
     cond = {}
     if model.condition is not None and condition is not None:
         cond = {"condition": model.condition.encode(condition)}
+    x0 = model.noise(n, generator) if x0 is None else x0
     with bar("sampling", "step") as tell:
-        rows = model.sample(
-            None if x0 is not None else n, x0=x0, cond=cond, nfe=options.nfe, generator=generator, callback=tell
-        )
+        rows = model.sample(x0=x0, cond=cond, nfe=options.nfe, callback=tell)
     _write(model, rows, condition, out, options.force)
-    calls = model.preset.nfe if options.nfe is None else options.nfe
-    method = "tuned" if calls in model.tuned else model.preset.solver
-    how = f"{calls} model calls each ({method})" if calls else method
-    print(f"{out}: {n:,} rows, {how}")
+    print(f"{out}: {n:,} rows, {_how(model, options.nfe)}{_remaining(model, x0, cond, options.nfe)}")
     return 0
+
+
+def _how(model: Model, nfe: int | None) -> str:
+    solver, _ = model.method(nfe)
+    calls = model.preset.nfe if nfe is None else nfe
+    return f"{calls} model calls each ({solver.name})" if calls else solver.name
+
+
+def _remaining(model: Model, x0: Tensor, cond: Mapping[str, Tensor], nfe: int | None) -> str:
+    """The solver's error on a few of the rows, where there are enough for its cost to be small."""
+    few = min(CHECKED, len(x0) // SHARE)
+    if few < LEAST_CHECKED:
+        return ""
+    error = model.solver_error(x0=x0[:few], cond={key: value[:few] for key, value in cond.items()}, nfe=nfe)
+    return f"; {float(error.mean()):.1e} from the converged solution"
 
 
 def _starts(file: str, model: Model) -> Tensor:
