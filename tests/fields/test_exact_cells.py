@@ -19,17 +19,16 @@ from problems import annulus, close, normal, number, seeded
 LINEAR = AffinePath(schedules.linear())
 
 
-def true_noise(data: Tensor, weights: Tensor, x: Tensor, alpha: float, sigma: float) -> Tensor:
+def true_mean(data: Tensor, weights: Tensor, x: Tensor, alpha: float, sigma: float) -> Tensor:
     offset = (x[:, None] - alpha * data) / sigma
-    p = (weights.log() - 0.5 * offset.square().sum(2)).softmax(1)
-    return (p[..., None] * offset).sum(1)
+    return (weights.log() - 0.5 * offset.square().sum(2)).softmax(1) @ data
 
 
 def clumped(n: int, d: int, seed: int) -> Tensor:
     """Clumps of sizes from 1e-6 to 1, some points far out, and rows that repeat."""
     width = 10.0 ** (6 * torch.rand(n, 1, generator=seeded(seed), dtype=torch.float64) - 6)
     data = normal(8, d, seed=seed)[torch.randint(8, (n,), generator=seeded(seed))] + width * normal(n, d, seed=seed + 1)
-    data[: n // 10] = data[0]
+    data[: n // 10] = data[0].clone()
     data[-1] = 1e3
     return data
 
@@ -47,7 +46,7 @@ LAWS: dict[str, Callable[[int, int, int], Tensor]] = {
     st.sampled_from(list(LAWS)),
     st.integers(1, 3),
     st.integers(1, 3000),
-    st.floats(0.01, 0.9999),
+    st.floats(0, 0.9999),
     st.sampled_from([1e-1, 1e-2, 1e-3, 1e-6]),
     st.booleans(),
     st.integers(0, 10**6),
@@ -59,17 +58,18 @@ def test_the_error_is_within_its_bound(law: str, d: int, n: int, t: float, rtol:
     own = data[torch.randint(n, (70,), generator=seeded(seed))]
     x = t * own + (1 - t) * normal(70, d, seed=seed + 2)
     x[:3] = own[:3] + 3 * normal(3, d, seed=seed + 3)
-    found = Cells(data, weights).noise(x, t, 1 - t, rtol)
-    true = true_noise(data, weights, x, t, 1 - t)
-    slack = 1e-13 * (1 + (x.norm(dim=1) + data.norm(dim=1).max()) / (1 - t)) ** 2  # of the truth itself
+    found = Cells(data, weights).posterior_mean(x, t, 1 - t, rtol)
+    true = true_mean(data, weights, x, t, 1 - t)
+    far = x.norm(dim=1) + data.norm(dim=1).max()
+    slack = 1e-13 * far * (1 + far / (1 - t)) ** 2  # of the truth itself
     assert bool(((found.mean - true).norm(dim=1) <= found.error + slack)[found.error.isfinite()].all())
 
 
 def test_most_rows_are_good_enough_at_once():
     data, t = annulus(20_000), 0.8
     x = t * data[:200] + (1 - t) * normal(200, 2, seed=1)
-    found = Cells(data, torch.full((20_000,), 1 / 20_000, dtype=torch.float64)).noise(x, t, 1 - t, 1e-3)
-    assert float((found.error < 5e-3).double().mean()) > 0.9
+    found = Cells(data, torch.full((20_000,), 1 / 20_000, dtype=torch.float64)).posterior_mean(x, t, 1 - t, 1e-3)
+    assert float((found.error < 2e-3).double().mean()) > 0.9
 
 
 @pytest.mark.parametrize("d", [1, 2, 3])
@@ -91,8 +91,8 @@ def test_cells_are_used_and_only_where_they_can_be(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(module, "FEW", 0)
     monkeypatch.setattr(module, "MANY", 0)
     asked = []
-    own = Cells.noise
-    monkeypatch.setattr(Cells, "noise", lambda self, *args: asked.append(1) or own(self, *args))
+    own = Cells.posterior_mean
+    monkeypatch.setattr(Cells, "posterior_mean", lambda self, *args: asked.append(1) or own(self, *args))
     field, x = EmpiricalField(LINEAR, annulus(500), rtol=1e-2), normal(4, 2, seed=0)
     field(x, number(0.5))
     assert asked

@@ -44,6 +44,9 @@ MANY = 2**16
 FEW = 20_000
 """Components from which cells of them are."""
 
+FINER = (1, 30, 1000)
+"""How many times finer than the median row needs cells are taken, for the rows that coarser ones leave open."""
+
 SMALLEST = -690.0
 """Exponents below it are taken as it is, short of the numbers on which exp is slow."""
 
@@ -399,14 +402,15 @@ class EmpiricalField(_MixtureField):
         alpha, sigma, alpha_rate, sigma_rate = (float(v) for v in self.path.schedule(time[0]))  # pyright: ignore[reportAttributeAccessIssue]
         flat, rtol = x.reshape(len(x), self.shape.numel()).double(), self.rtol or 0.0
         velocity, rows = torch.empty_like(flat), torch.arange(len(x), device=x.device)
-        for finer in (1, 100):
-            if len(rows) == 0 or alpha == 0:
+        of_data = alpha_rate - sigma_rate / sigma * alpha
+        for finer in FINER:
+            if len(rows) == 0:
                 break
             own = flat[rows]
-            noise = self.cells.noise(own, alpha, sigma, rtol / finer)
-            velocity[rows] = alpha_rate * (own - sigma * noise.mean) / alpha + sigma_rate * noise.mean
-            slack = noise.error * abs(sigma_rate - alpha_rate * sigma / alpha)
-            good = slack * (1 + rtol) <= rtol * (velocity[rows].norm(dim=1) + own.norm(dim=1))
+            size = own.norm(dim=1)
+            found = self.cells.posterior_mean(own, alpha, sigma, rtol * float(size.median()) / abs(of_data) / finer)
+            velocity[rows] = of_data * found.mean + sigma_rate / sigma * own
+            good = found.error * abs(of_data) * (1 + rtol) <= rtol * (velocity[rows].norm(dim=1) + size)
             rows = rows[~good]
         if len(rows):
             _, (exact,) = self._expect_all(x[rows], time.expand(len(rows)), "velocity")
