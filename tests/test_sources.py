@@ -28,7 +28,9 @@ def covariances(kind: str, d: int) -> torch.Tensor:
 def test_log_prob_is_that_of_torch(kind: str, dtype: torch.dtype, shape: tuple[int, ...]):
     d, means = math.prod(shape), normal(3, *shape, seed=1)
     source, x = Mixture(means, covariances(kind, d), WEIGHTS), normal(7, *shape, seed=2, dtype=dtype)
-    whole = source.covariances(torch.arange(3))
+    given = source.covs
+    whole = given if kind == "full" else torch.diag_embed(given.reshape(3, -1).expand(3, d))
+    close(source.covariances(torch.arange(3)), whole, 1e-13)
     law = MixtureSameFamily(Categorical(WEIGHTS.double()), MultivariateNormal(means.reshape(3, d), whole))
     close(source.log_prob(x), law.log_prob(x.double().reshape(7, d)).to(dtype), rounding(dtype))
     assert source.log_prob(x[:0]).shape == (0,)
@@ -37,6 +39,7 @@ def test_log_prob_is_that_of_torch(kind: str, dtype: torch.dtype, shape: tuple[i
     assert drawn.shape == (5, *shape)
     assert torch.equal(drawn, source.sample((5, *shape), seeded(0), dtype))
     assert source.sample((0, *shape)).dtype == torch.float64
+    assert Mixture(torch.zeros(2, 1, dtype=torch.long), torch.ones(2)).sample((3, 1)).dtype == torch.float32
 
 
 @every_kind

@@ -140,7 +140,11 @@ class Mixture:
         if self.axes is not None:
             parts = zip(steps.split(_ROWS), which.split(_ROWS), strict=True)
             steps = torch.cat([torch.einsum("be,bde->bd", step, self.axes[k]) for step, k in parts])
-        return (self.centres[which] + steps).reshape(shape).to(device=device, dtype=dtype or self.means.dtype)
+        return (
+            (self.centres[which] + steps)
+            .reshape(shape)
+            .to(device=device, dtype=dtype or torch.result_type(self.means, 1.0))
+        )
 
     def log_prob(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
         """Log-density of each row, in nats.
