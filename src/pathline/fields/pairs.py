@@ -218,10 +218,7 @@ def _common(data: Tensor, source: Tensor) -> _Axes:
     root = total.sqrt()[..., None, :]
     share, turn = torch.linalg.eigh((axes / root).mT @ data @ (axes / root))
     share = share.clamp(0, 1)
-    rounding = total.shape[-1] * torch.finfo(total.dtype).eps
-    share = torch.where(share > rounding, share, 0.0)
-    rest = torch.where(1 - share > rounding, 1 - share, 0.0)
-    return _Axes(share, rest, axes / root @ turn, axes * root @ turn, total.log().sum(-1))
+    return _Axes(share, 1 - share, axes / root @ turn, axes * root @ turn, total.log().sum(-1))
 
 
 def _relative(covariances: Tensor) -> Tensor:
