@@ -293,6 +293,13 @@ class BridgePath(_Gaussian):
         noise = torch.randn(x0.shape, generator=generator, dtype=x0.dtype, device=x0.device)
         return x0, noise
 
+    def noise(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        r"""$\sigma_t^2$ and half its rate, $\sigma_t \dot\sigma_t$, which a Brownian bridge has at its ends too."""
+        if callable(self.std):
+            std, std_rate = self._std(t)
+            return std**2, std * std_rate
+        return self.std**2 * t * (1 - t), self.std**2 * (0.5 - t)
+
     def _std(self, t: Tensor) -> tuple[Tensor, Tensor]:
         if callable(self.std):
             std, std_rate = value_and_rate(self.std, t)

@@ -11,9 +11,9 @@ from pathline import schedules
 from pathline.fields import EmpiricalField, GaussianMixtureField
 from pathline.fields import exact as module
 from pathline.likelihood import divergence
-from pathline.paths import AffinePath, BridgePath, GaussianPath
+from pathline.paths import AffinePath, GaussianPath
 from pathline.schedules import Schedule
-from pathline.sources import Points, StandardNormal
+from pathline.sources import Points
 from problems import (
     SCHEDULES,
     SEED_GAUSSIAN,
@@ -368,16 +368,16 @@ LINEAR = AffinePath(schedules.linear())
             r"labels must have shape \(3,\), got \(3, 1\)",
         ),
         (
-            lambda: EmpiricalField(BridgePath(StandardNormal(), 0.1), torch.zeros(2)),  # pyright: ignore
-            "path must be AffinePath or GaussianPath, got BridgePath",
+            lambda: EmpiricalField(schedules.linear(), torch.zeros(2)),  # pyright: ignore
+            "path must be AffinePath or BridgePath or GaussianPath, got Schedule",
         ),
         (
             lambda: EmpiricalField(AffinePath(schedules.linear(), Points(torch.zeros(1))), torch.zeros(2)),
-            "path must start from a standard normal source",
+            "source must have a width where the data have none",
         ),
         (
             lambda: GaussianMixtureField(curved_path(), torch.zeros(2), torch.ones(2)),  # pyright: ignore
-            "path must be AffinePath, got GaussianPath",
+            "path must be AffinePath or BridgePath, got GaussianPath",
         ),
         (lambda: GaussianMixtureField(LINEAR, torch.zeros(0, 2), torch.ones(0)), "means must hold at least one row"),
         (

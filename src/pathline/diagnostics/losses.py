@@ -16,6 +16,7 @@ from pathline.diagnostics.curves import check_rows
 from pathline.diagnostics.law import LawField
 from pathline.fields import EmpiricalField
 from pathline.paths import AffinePath, GaussianPath
+from pathline.sources import StandardNormal
 from pathline.typing import Batch
 
 BINS = 10
@@ -191,7 +192,7 @@ def _scatter(
     truth: Truth, path: AffinePath | GaussianPath, x: Tensor, t: Tensor, target: Tensor, cond: Mapping[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """The exact velocity, and E |u(x | x1) - u(x)|^2 / d given x or, where it has no formula, one draw of it."""
-    if not isinstance(path, AffinePath):
+    if not isinstance(path, AffinePath) or not isinstance(path.source, StandardNormal):
         u = truth(x, t, **cond)
         return u, (target - u).double().square().flatten(1).mean(1)
     u, divergence = truth.velocity_and_divergence(x, t, **cond)

@@ -11,6 +11,7 @@ expectations under $p_i$, differences $\Delta$ taken from one reference componen
 drown in the means that it is about. One pass over chunks of components with a running softmax gives all of them, so
 memory is O(batch x chunk). All arithmetic is float64, but for float32 data asked about in float32, which
 `pathline.fields.attention` answers as precisely as float32 can say; results come back in the dtype of x.
+Sources other than a standard normal, and bridges, are in `pathline.fields.pairs`.
 
 Reference: Lipman et al., "Flow Matching for Generative Modeling", arXiv:2210.02747; Bertrand et al., "On the
 closed-form of flow matching: generalization does not arise from target stochasticity", arXiv:2506.03719.
@@ -20,7 +21,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
 from jaxtyping import Float
@@ -29,14 +30,15 @@ from torch._C._functorch import is_functorch_wrapped_tensor  # pyright: ignore[r
 
 from pathline.fields.attention import DIRECT, Attention
 from pathline.fields.cells import Cells
+from pathline.fields.chunks import CHUNK, Chunk, most_central, weigh
+from pathline.fields.pairs import PairChunk, Pairs
 from pathline.paths import AffinePath, BridgePath, GaussianPath, as_time, one_time
-from pathline.schedules import Curve
-from pathline.sources import StandardNormal
+from pathline.schedules import Curve, Schedule
+from pathline.sources import Mixture, StandardNormal, check_rows, log_weights
+
+ExactPath = AffinePath | BridgePath | GaussianPath
 
 Statistic = Literal["velocity", "score", "data", "divergence", "classes"]
-
-CHUNK = 2**22
-"""Numbers per temporary (batch x components x dimensions where the components need all three)."""
 
 MANY = 2**16
 """Rows times components from which the work is worth saving."""
@@ -51,40 +53,18 @@ SMALLEST = -690.0
 """Exponents below it are taken as it is, short of the numbers on which exp is slow."""
 
 
-class _Chunk(ABC):
-    """Some components seen from ``x`` ``(b, D)``: their log-densities, and sums weighted by ``w`` ``(b, n)``."""
-
-    log_prob: Tensor
-    """log(w_i N_i(x)), shape ``(b, n)``."""
-
-    @abstractmethod
-    def velocity(self, w: Tensor) -> Tensor:
-        """sum_i w_i v_i, shape ``(b, D)``."""
-
-    @abstractmethod
-    def score(self, w: Tensor) -> Tensor:
-        """sum_i w_i g_i, shape ``(b, D)``."""
-
-    @abstractmethod
-    def data(self, w: Tensor) -> Tensor:
-        """sum_i w_i E[x1 given x, i], shape ``(b, D)``."""
-
-    @abstractmethod
-    def divergence(self, w: Tensor) -> Tensor:
-        """sum_i w_i of (div v_i + dg_i . dv_i), dg_i, dv_i and v_i, side by side, shape ``(b, 1 + 3 D)``."""
-
-
 class _MixtureField(ABC):
     """A field that is the posterior mean of its components' fields."""
 
-    path: AffinePath | GaussianPath
+    path: ExactPath
     shape: torch.Size
     log_weights: Tensor
+    pairs: Pairs | None
     reference: slice
     labels: Tensor | None = None
 
     @abstractmethod
-    def chunk(self, x: Tensor, t: Tensor, rows: slice) -> _Chunk:
+    def chunk(self, x: Tensor, t: Tensor, rows: slice) -> Chunk:
         """The components ``rows`` seen from ``x`` ``(b, D)`` at ``t`` ``(1,)`` or ``(b,)``, all float64."""
 
     @abstractmethod
@@ -255,16 +235,18 @@ class EmpiricalField(_MixtureField):
     """The exact marginal field of a finite data set on any Gaussian path.
 
     Attributes:
-        path: an `AffinePath` from a standard normal source, or a `GaussianPath`.
+        path: an `AffinePath` or `BridgePath` from a `StandardNormal`, a `Mixture` or `Points`, which are drawn
+            independently of the data, or a `GaussianPath`.
         data: the points, shape ``(N, *d)``.
         weights: their probabilities up to a factor, shape ``(N,)``; ``None``: equal.
         labels: a class for each point, shape ``(N,)``; ``field(x, t, label=y)`` is the field of class y alone.
         rtol: the velocity may be off by ``rtol (|u| + |x|)``, proven row by row: in up to 3 dimensions on an affine
-            path, from 20,000 points on, at one time for all rows. ``None``, and whatever else is asked: exact.
+            path from a standard normal, from 20,000 points on, at one time for all rows. ``None``, and whatever else
+            is asked: exact.
 
     Raises:
         ValueError: no points, non-finite points, weights that are negative or sum to zero, wrong lengths, ``rtol``
-            outside (0, 1).
+            outside (0, 1); a source of another shape, or one without width on an affine path, where x_t has no density.
 
     >>> from pathline import schedules
     >>> field = EmpiricalField(AffinePath(schedules.linear()), torch.tensor([[2.0, 1.0]]))
@@ -274,34 +256,37 @@ class EmpiricalField(_MixtureField):
 
     def __init__(
         self,
-        path: AffinePath | GaussianPath,
+        path: ExactPath,
         data: Float[Tensor, "n *d"],
         weights: Float[Tensor, " n"] | None = None,
         labels: Tensor | None = None,
         rtol: float | None = None,
     ) -> None:
-        _check_path(path, (AffinePath, GaussianPath))
+        _check_path(path, (AffinePath, BridgePath, GaussianPath))
         if rtol is not None and not 0 < rtol < 1:
             raise ValueError(f"rtol must be None or in (0, 1), got {rtol}")
-        _check_finite("data", data)
+        check_rows("data", data)
         if labels is not None and labels.shape != data.shape[:1]:
             raise ValueError(f"labels must have shape ({len(data)},), got {tuple(labels.shape)}")
         self.path, self.shape, self.labels, self.rtol = path, data.shape[1:], labels, rtol
         self._by_label: dict[Any, EmpiricalField] = {}
         self.points = data if data.dtype == torch.float32 else data.double()
-        self.log_weights = _log_weights(weights, data)
-        self.reference = _most_central(self.points.reshape(len(data), -1))
-        self._sharp = _ends_in_points(path, self.points)
+        self.log_weights = log_weights(weights, data)
+        self.reference = most_central(self.points.reshape(len(data), -1))
+        self.pairs = Pairs(path, Mixture(data, data.new_zeros(len(data)), weights)) if _mixes(path) else None
+        self._sharp = self.pairs is None and _ends_in_points(path, self.points)
 
     @property
     def open_ends(self) -> dict[float, float | None]:
-        return _open_ends(self.path, self._sharp)
+        return _open_ends(self.path, self._sharp) if self.pairs is None else self.pairs.open_ends
 
     def chunk_width(self, times: int) -> int:
+        if self.pairs is not None:
+            return self.pairs.width
         return 2 if times == 1 else max(2, self.shape.numel())
 
-    def chunk(self, x: Tensor, t: Tensor, rows: slice) -> _Chunk:
-        return _Points(self, x, t, rows)
+    def chunk(self, x: Tensor, t: Tensor, rows: slice) -> Chunk:
+        return _Points(self, x, t, rows) if self.pairs is None else _PointPairs(self, x, t, rows)
 
     @cached_property
     def classes(self) -> Tensor:
@@ -333,6 +318,8 @@ class EmpiricalField(_MixtureField):
     def _expect(
         self, x: Tensor, t: Tensor, label: Tensor | None, *statistics: Statistic
     ) -> tuple[Tensor, list[Tensor]]:
+        if self.pairs is not None:
+            return super()._expect(x, t, label, *statistics)
         if label is not None:
             return self._expect_labelled(x, t, label, *statistics)
         if statistics == ("velocity",) and self._near_enough(x, t):
@@ -439,7 +426,28 @@ class EmpiricalField(_MixtureField):
         )
 
 
-class _Points(_Chunk):
+class _Labelled(Chunk):
+    """Points, each with a label."""
+
+    field: EmpiricalField
+    rows: slice
+
+    def classes(self, w: Tensor) -> Tensor:
+        """sum_i w_i by label, shape ``(b, classes)``."""
+        kinds, inverse = self.field._kinds
+        return w.new_zeros(len(w), len(kinds)).index_add(1, inverse[self.rows], w)
+
+
+class _PointPairs(_Labelled, PairChunk):
+    """Points, each with all components of the source."""
+
+    def __init__(self, field: EmpiricalField, x: Tensor, t: Tensor, rows: slice) -> None:
+        assert field.pairs is not None
+        super().__init__(field.pairs, x, t, rows)
+        self.field, self.rows = field, rows
+
+
+class _Points(_Labelled):
     """Isotropic Gaussians: v_i = rate_i (x - mean_i) + drift_i, and g_i = precision_i (mean_i - x).
 
     With y the offset of x from the mean of the reference component and n_i the step from there to mean_i,
@@ -475,11 +483,6 @@ class _Points(_Chunk):
     def data(self, w: Tensor) -> Tensor:
         return w @ self.points
 
-    def classes(self, w: Tensor) -> Tensor:
-        """sum_i w_i by label, shape ``(b, classes)``."""
-        kinds, inverse = self.field._kinds
-        return w.new_zeros(len(w), len(kinds)).index_add(1, inverse[self.rows], w)
-
     def divergence(self, w: Tensor) -> Tensor:
         more_rate, more_precision = self.rate - self.rate_0, self.precision - self.precision_0
         inner = self.precision * ((self.n * self.f).sum(2) + more_rate * self.along)
@@ -489,27 +492,29 @@ class _Points(_Chunk):
         return torch.cat([inner, self._score_step(w), step, step + w.sum(1, keepdim=True) * self.velocity_0], 1)
 
     def _velocity_step(self, w: Tensor) -> Tensor:
-        return _weigh(w, self.f) + self.y * (w * (self.rate - self.rate_0)).sum(1, keepdim=True)
+        return weigh(w, self.f) + self.y * (w * (self.rate - self.rate_0)).sum(1, keepdim=True)
 
     def _score_step(self, w: Tensor) -> Tensor:
         more = (w * (self.precision - self.precision_0)).sum(1, keepdim=True)
-        return _weigh(w * self.precision, self.n) - self.y * more
+        return weigh(w * self.precision, self.n) - self.y * more
 
 
 class GaussianMixtureField(_MixtureField):
-    r"""The exact marginal field of a Gaussian mixture on an affine path from a standard normal source.
+    r"""The exact marginal field of a Gaussian mixture on an affine path or a bridge.
 
-    At time t component k is $\mathcal N(\alpha m_k,\, \alpha^2 S_k + \sigma^2 I)$.
+    From a standard normal source component k is $\mathcal N(\alpha m_k,\, \alpha^2 S_k + \sigma^2 I)$ at time t.
 
     Attributes:
-        path: an `AffinePath`.
+        path: an `AffinePath` or `BridgePath` from a `StandardNormal`, a `Mixture` or `Points`, which are drawn
+            independently of the data.
         means: shape ``(K, *d)``.
         covs: variances ``(K,)`` (isotropic) or ``(K, d)`` (diagonal), or covariances ``(K, d, d)``; rows of any
             shape are flattened to d numbers.
         weights: probabilities up to a factor, shape ``(K,)``; ``None``: equal.
 
     Raises:
-        ValueError: wrong shapes, non-finite numbers, covariances that are not symmetric positive semidefinite.
+        ValueError: wrong shapes, non-finite numbers, covariances that are not symmetric positive semidefinite; a
+            source of another shape, or one without width on an affine path where the data have none either.
 
     >>> from pathline import schedules
     >>> field = GaussianMixtureField(AffinePath(schedules.linear()), torch.zeros(1, 2), torch.ones(1))
@@ -519,34 +524,37 @@ class GaussianMixtureField(_MixtureField):
 
     def __init__(
         self,
-        path: AffinePath,
+        path: AffinePath | BridgePath,
         means: Float[Tensor, "k *d"],
         covs: Float[Tensor, "k ..."],
         weights: Float[Tensor, " k"] | None = None,
     ) -> None:
-        _check_path(path, (AffinePath,))
-        _check_finite("means", means)
-        _check_finite("covs", covs)
+        _check_path(path, (AffinePath, BridgePath))
+        law = Mixture(means, covs, weights)
         self.path, self.shape = path, means.shape[1:]
-        self.means = means.double().reshape(len(means), -1)
-        self.variances, self.axes = _principal(covs.double(), *self.means.shape)
-        self.log_weights = _log_weights(weights, means)
-        self.reference = _most_central(self.means)
-        self.schedule = path.schedule
-        sigma = self.schedule(torch.ones((), dtype=torch.float64)).sigma
-        self._sharp = float(sigma) == 0 and float(self.variances.min()) <= 0
+        self.means, self.variances, self.axes, self.log_weights = law.centres, law.variances, law.axes, law.log_weights
+        self.reference = most_central(self.means)
+        self.pairs = Pairs(path, law) if _mixes(path) else None
+        self._sharp = self.pairs is None and _ends_in_points(path, self.means) and float(self.variances.min()) <= 0
+
+    @property
+    def schedule(self) -> Schedule:
+        assert isinstance(self.path, AffinePath)
+        return self.path.schedule
 
     @property
     def open_ends(self) -> dict[float, float | None]:
-        return _open_ends(self.path, self._sharp)
+        return _open_ends(self.path, self._sharp) if self.pairs is None else self.pairs.open_ends
 
     def chunk_width(self, times: int) -> int:
-        return self.means.shape[1]
+        return self.means.shape[1] if self.pairs is None else self.pairs.width
 
-    def chunk(self, x: Tensor, t: Tensor, rows: slice) -> _Chunk:
-        return _Gaussians(self, x, t, rows)
+    def chunk(self, x: Tensor, t: Tensor, rows: slice) -> Chunk:
+        return _Gaussians(self, x, t, rows) if self.pairs is None else PairChunk(self.pairs, x, t, rows)
 
     def _draw(self, x: Tensor, t: Tensor, which: Tensor, generator: torch.Generator | None) -> Tensor:
+        if self.pairs is not None:
+            return self.pairs.draw(x, t, which, generator)
         alpha, sigma, _, _ = (value[:, None] for value in self.schedule(t))
         mean, own = self.means[which], self.variances[which]
         variance = alpha**2 * own + sigma**2
@@ -560,7 +568,7 @@ class GaussianMixtureField(_MixtureField):
         return mean + torch.einsum("be,bde->bd", drawn, axes)
 
 
-class _Gaussians(_Chunk):
+class _Gaussians(Chunk):
     """Gaussians in their principal axes, where v_i = rate_i * y + drift_i with y the offset from the mean."""
 
     def __init__(self, field: GaussianMixtureField, x: Tensor, t: Tensor, rows: slice) -> None:
@@ -583,19 +591,19 @@ class _Gaussians(_Chunk):
         return rows if self.axes is None else torch.einsum("bke,kde->bkd", rows, self.axes)
 
     def velocity(self, w: Tensor) -> Tensor:
-        return _weigh(w, self._velocities())
+        return weigh(w, self._velocities())
 
     def score(self, w: Tensor) -> Tensor:
-        return _weigh(w, self._scores())
+        return weigh(w, self._scores())
 
     def data(self, w: Tensor) -> Tensor:
-        return _weigh(w, self._out_of(self.pull * self.scaled) + self.means)
+        return weigh(w, self._out_of(self.pull * self.scaled) + self.means)
 
     def divergence(self, w: Tensor) -> Tensor:
         velocity, score = self._velocities(), self._scores() - self.first._scores()
         step = velocity - self.first._velocities()
         inner = self.rate.expand_as(self.offset).sum(2) + (score * step).sum(2)
-        return _weigh(w, torch.cat([inner[..., None], score, step, velocity], 2))
+        return weigh(w, torch.cat([inner[..., None], score, step, velocity], 2))
 
     def _velocities(self) -> Tensor:
         return self._out_of(self.rate * self.offset) + self.drift
@@ -604,7 +612,7 @@ class _Gaussians(_Chunk):
         return -self._out_of(self.scaled)
 
 
-def _isotropic(path: AffinePath | GaussianPath, points: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+def _isotropic(path: ExactPath, points: Tensor, t: Tensor) -> tuple[Tensor, ...]:
     """Mean, precision, drift and rate of n points: shapes ``(1 or b, n, D)`` and ``(1 or b, n)``, in turn."""
     if len(t) == 1:
         at = path.moments(points, t[0])
@@ -617,20 +625,13 @@ def _isotropic(path: AffinePath | GaussianPath, points: Tensor, t: Tensor) -> tu
     return at.mean.reshape(rows), precision.expand(each), at.mean_rate.reshape(rows), rate.expand(each)
 
 
-def _most_central(rows: Tensor) -> slice:
-    """The row nearest to the mean of all: sums taken from there cancel least."""
-    centre, step = rows.mean(0, dtype=torch.float64), max(1, CHUNK // max(1, rows.shape[1]))
-    first = int(torch.cat([(part - centre).square().sum(1) for part in rows.split(step)]).argmin())
-    return slice(first, first + 1)
-
-
 def _untracked(x: Tensor) -> bool:
     """Whether nobody differentiates by ``x``."""
     tracked = torch.is_grad_enabled() and x.requires_grad
     return not tracked and not is_functorch_wrapped_tensor(x)
 
 
-def _ends_in_points(path: AffinePath | GaussianPath, points: Tensor) -> bool:
+def _ends_in_points(path: ExactPath, points: Tensor) -> bool:
     """Whether any component has no width at t = 1."""
     one = torch.ones((), dtype=torch.float64, device=points.device)
     if isinstance(path, AffinePath):
@@ -639,7 +640,7 @@ def _ends_in_points(path: AffinePath | GaussianPath, points: Tensor) -> bool:
     return any(bool((path.moments(part.double(), one).std == 0).any()) for part in points.split(step))
 
 
-def _open_ends(path: AffinePath | GaussianPath, sharp: bool) -> dict[float, float | None]:
+def _open_ends(path: ExactPath, sharp: bool) -> dict[float, float | None]:
     """The path's, and t = 1 where the law there is made of points; the last call before t = 1 is the last node's."""
     ends = {end: None if end == 1.0 else path.inner_time(end) for end in path.open_ends}
     return {**ends, 1.0: None} if sharp else ends
@@ -650,49 +651,14 @@ def _inner(x: Tensor, rows: Tensor) -> Tensor:
     return x @ rows[0].T if len(rows) == 1 else torch.einsum("bd,bnd->bn", x, rows)
 
 
-def _weigh(w: Tensor, rows: Tensor) -> Tensor:
-    """sum_i w_i rows_i, shape ``(b, k)``, for rows ``(1 or b, n, k)``."""
-    return w @ rows[0] if len(rows) == 1 else torch.einsum("bn,bnk->bk", w, rows)
-
-
-def _principal(covs: Tensor, k: int, d: int) -> tuple[Tensor, Tensor | None]:
-    """Variances ``(k, 1 or d)`` along principal axes ``(k, d, d)``; axes are None where they are the coordinates."""
-    if covs.shape not in ((k,), (k, d), (k, d, d)):
-        raise ValueError(f"covs must have shape ({k},), ({k}, {d}) or ({k}, {d}, {d}), got {tuple(covs.shape)}")
-    if covs.ndim < 3:
-        variances, axes = covs.reshape(k, -1).expand(k, d), None
-    else:
-        if bool(((covs - covs.mT).abs().amax((1, 2)) > 1e-6 * covs.abs().amax((1, 2))).any()):
-            raise ValueError("covs must be symmetric matrices")
-        variances, axes = torch.linalg.eigh(covs)
-    least = float((variances / variances.abs().amax(-1, keepdim=True).clamp_min(1e-300)).min())
-    if least < -1e-9:
-        raise ValueError(f"covs must be positive semidefinite, got a variance of {float(variances.min()):.6g}")
-    return variances.clamp_min(0), axes
-
-
-def _log_weights(weights: Tensor | None, data: Tensor) -> Tensor:
-    if weights is None:
-        return torch.full((len(data),), -math.log(len(data)), dtype=torch.float64, device=data.device)
-    if weights.shape != data.shape[:1]:
-        raise ValueError(f"weights must have shape ({len(data)},), got {tuple(weights.shape)}")
-    w = weights.double()
-    if not bool((w >= 0).all()) or not 0 < float(w.sum()) < math.inf:
-        raise ValueError("weights must be finite, not negative, and not all zero")
-    return (w / w.sum()).log()
-
-
-def _check_finite(name: str, value: Tensor) -> None:
-    if value.ndim == 0 or len(value) == 0:
-        raise ValueError(f"{name} must hold at least one row, got shape {tuple(value.shape)}")
-    if not bool(value.isfinite().all()):
-        row = int((~value.isfinite()).reshape(len(value), -1).any(1).int().argmax())
-        raise ValueError(f"{name} must be finite, row {row} is not")
-
-
 def _check_path(path: Any, kinds: tuple[type, ...]) -> None:
-    if isinstance(path, BridgePath) or not isinstance(path, kinds):
+    if not isinstance(path, kinds):
         names = " or ".join(kind.__name__ for kind in kinds)
         raise ValueError(f"path must be {names}, got {type(path).__name__}")
-    if isinstance(path, AffinePath) and not isinstance(path.source, StandardNormal):
-        raise ValueError("path must start from a standard normal source to have a closed form")
+
+
+def _mixes(path: ExactPath) -> TypeGuard[AffinePath | BridgePath]:
+    """Whether x_t is worked out from pairs, as its source or its noise asks for."""
+    return isinstance(path, BridgePath) or (
+        isinstance(path, AffinePath) and not isinstance(path.source, StandardNormal)
+    )

@@ -304,6 +304,7 @@ def _exact(model: Model, dataset: Dataset | None, generator: torch.Generator) ->
 def _curves(model: Model, dataset: Dataset, exact: _Exact, generator: torch.Generator) -> dict[str, Any]:
     """Over time: R2, the model's loss on rows of the training and on others, and the floors beneath it."""
     path = exact.field.path
+    assert isinstance(path, AffinePath)
     times = (torch.arange(BINS, dtype=torch.float64) + 0.5) / BINS
     seed = int(torch.randint(2**31, (), generator=generator))
     draws = max(128, min(MOST_DRAWS, max(DRAWS, 3_000_000 // len(exact.z)), 200_000 // exact.z[0].numel()))

@@ -1,0 +1,44 @@
+"""Some components of a mixture at a time: what each family of them tells, and the sums that they share."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+CHUNK = 2**22
+"""Numbers per temporary (batch x components x dimensions where the components need all three)."""
+
+
+class Chunk(ABC):
+    """Some components seen from ``x`` ``(b, D)``: their log-densities, and sums weighted by ``w`` ``(b, n)``."""
+
+    log_prob: Tensor
+    """log(w_i N_i(x)), shape ``(b, n)``."""
+
+    @abstractmethod
+    def velocity(self, w: Tensor) -> Tensor:
+        """sum_i w_i v_i, shape ``(b, D)``."""
+
+    @abstractmethod
+    def score(self, w: Tensor) -> Tensor:
+        """sum_i w_i g_i, shape ``(b, D)``."""
+
+    @abstractmethod
+    def data(self, w: Tensor) -> Tensor:
+        """sum_i w_i E[x1 given x, i], shape ``(b, D)``."""
+
+    @abstractmethod
+    def divergence(self, w: Tensor) -> Tensor:
+        """sum_i w_i of (div v_i + dg_i . dv_i), dg_i, dv_i and v_i, side by side, shape ``(b, 1 + 3 D)``."""
+
+
+def most_central(rows: Tensor) -> slice:
+    """The row nearest to the mean of all: sums taken from there cancel least."""
+    centre, step = rows.mean(0, dtype=torch.float64), max(1, CHUNK // max(1, rows.shape[1]))
+    first = int(torch.cat([(part - centre).square().sum(1) for part in rows.split(step)]).argmin())
+    return slice(first, first + 1)
+
+
+def weigh(w: Tensor, rows: Tensor) -> Tensor:
+    """sum_i w_i rows_i, shape ``(b, k)``, for rows ``(1 or b, n, k)``."""
+    return w @ rows[0] if len(rows) == 1 else torch.einsum("bn,bnk->bk", w, rows)
