@@ -5,10 +5,13 @@ The peers are torchdiffeq, which pathline brings, and flow_matching where it can
 """
 
 import math
+import shutil
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -231,6 +234,8 @@ def peers(figures: dict[str, float], repeats: int) -> None:
             "pathline": lambda solver=solver: timed(lambda: pl.solve(field, x0, grid, solver).x, 5),
             "torchdiffeq": lambda name=name: timed(lambda: odeint(plain, x0, times, method=name)[-1], 5),  # pyright: ignore
         }
+        if shutil.which("g++") is not None:
+            runs["compiled"] = lambda solver=solver: timed(_compiled(solver, field, x0, times), 5)
         facebook = _facebook(field, x0, times, name)
         if facebook is not None:
             runs["flow_matching"] = lambda facebook=facebook: timed(facebook, 5)
@@ -241,6 +246,24 @@ def peers(figures: dict[str, float], repeats: int) -> None:
             print(f"{theirs:12s}{peer:16s}{1e3 * statistics.median(seconds[peer]):8.2f}{extra}")
             if peer != "pathline":
                 figures[f"{name}_time_{peer}"] = ratio(seconds, "pathline", peer)
+
+
+@lru_cache
+def _compiled(solver: solvers.Tableau, field: Callable[..., Tensor], x0: Tensor, times: Tensor) -> Callable[[], Tensor]:
+    """A loop over one compiled step."""
+
+    def whole(x: Tensor, t: Tensor) -> Tensor:
+        return field(x, t.expand(len(x)))
+
+    step = torch.compile(lambda x, t, s: solver.step(whole, x, t, s), fullgraph=True)
+
+    def run() -> Tensor:
+        x = x0
+        for t, s in pairwise(times):
+            x = step(x, t, s)
+        return x
+
+    return run
 
 
 def _facebook(field: Callable[..., Tensor], x0: Tensor, times: Tensor, name: str) -> Callable[[], Tensor] | None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pathline import AffinePath, GaussianMixtureField, nets, schedules
 from pathline.schedules import Curve
-from pathline.solvers import Tableau
+from pathline.solvers import NAMED, Tableau
 from pathline.testing import (
     battery,
     check_exact_field,
@@ -31,6 +31,8 @@ def test_all_that_is_shipped_is_covered() -> None:
     names = " ".join(BATTERY)
     for name in schedules.SHIPPED:
         assert all(f"{kind}-{name}-" in names for kind in ("path", "points", "mixture", "data", "noise", "score"))
+    for name in (*NAMED, "exponential2", "exponential3c", "euler_maruyama", "stochastic_heun"):
+        assert f"solver-{name}-1 to 0-" in names
 
 
 def test_wrong_paths_fields_and_solvers_are_found() -> None:

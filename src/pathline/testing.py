@@ -23,7 +23,7 @@ from pathline.fields.parametrized import open_ends
 from pathline.grids import uniform
 from pathline.likelihood import divergence
 from pathline.paths import AffinePath, GaussianPath, Prediction, converted, like
-from pathline.solvers import NAMED, solve
+from pathline.solvers import NAMED, euler_maruyama, exponential, solve, stochastic_heun
 from pathline.typing import Batch, Solver
 
 TIMES = (0.05, 0.3, 0.5, 0.8, 0.95)
@@ -32,7 +32,7 @@ ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-9}
 """Tolerance of what is equal but for rounding, relative to the largest expected number, at least 1."""
 RESIDUAL = 1e-10
 """Tolerance of the continuity equation, relative to the sum of its absolute terms, float64."""
-ORDER_ERROR = {"euler": 0.1}
+ORDER_ERROR = {"euler": 0.1, "euler_maruyama": 0.1}
 """Tolerance of a solver on a linear equation in 64 steps; 3e-3 where none is listed."""
 _STEP = 1e-5
 
@@ -42,6 +42,14 @@ def shipped_paths() -> dict[str, AffinePath | GaussianPath]:
     options = {"polynomial": {"n": 2}}
     affine = {name: AffinePath(schedules.named(name, **options.get(name, {}))) for name in schedules.SHIPPED}
     return {**affine, "linear-0.2": AffinePath(schedules.linear(0.2)), "gaussian": GaussianPath(_mean, _std)}
+
+
+def shipped_solvers() -> dict[str, Solver]:
+    """Every shipped solver; those that need a path have a linear one, and the stochastic ones no noise."""
+    path = AffinePath(schedules.linear(0.2))
+    methods = [exponential(path, order, corrected) for order in (2, 3) for corrected in (False, True)]
+    methods += [make(path, lambda t: 0.0) for make in (euler_maruyama, stochastic_heun)]
+    return {**NAMED, **{method.name: method for method in methods}}
 
 
 def check_path(
@@ -188,7 +196,7 @@ def battery(
     """Every check by name, over paths x fields x predictions x solvers x directions x shapes x dtypes.
 
     Args:
-        paths: by default those of `shipped_paths`; solvers: by default `pathline.solvers.NAMED`; shapes: of a row.
+        paths: by default those of `shipped_paths`; solvers: by default `shipped_solvers`; shapes: of a row.
     """
     found: dict[str, Callable[[], None]] = {}
     for shape in shapes:
@@ -196,7 +204,7 @@ def battery(
             tail = f"{shape}-{str(dtype).removeprefix('torch.')}"
             for name, path in (shipped_paths() if paths is None else paths).items():
                 found |= _of_path(name, path, shape, dtype, tail)
-            for name, solver in (NAMED if solvers is None else solvers).items():
+            for name, solver in (shipped_solvers() if solvers is None else solvers).items():
                 for span in ((0.0, 1.0), (1.0, 0.0), (0.2, 0.7)):
                     check = partial(check_solver, solver, shape, dtype, span)
                     found[f"solver-{name}-{span[0]:g} to {span[1]:g}-{tail}"] = check

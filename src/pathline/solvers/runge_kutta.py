@@ -5,6 +5,7 @@ Reference: Hairer, Norsett & Wanner, "Solving Ordinary Differential Equations I"
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,8 @@ class Tableau:
     def calls(self) -> int:
         return len(self.c)
 
-    def step(self, field: Callable[[Tensor, float], Tensor], x: Tensor, t: float, s: float) -> Tensor:
+    def step(self, field: Callable[[Tensor, Any], Tensor], x: Tensor, t: float | Tensor, s: float | Tensor) -> Tensor:
+        """From ``t`` to ``s``; compiled, one graph serves every step where both are tensors of shape ``()``."""
         h = s - t
         stages: list[Tensor] = []
         for c, row in zip(self.c, self.a, strict=True):
@@ -38,10 +40,10 @@ class Tableau:
         return _combine(x, h, self.b, stages)
 
 
-def _combine(x: Tensor, h: float, weights: tuple[float, ...], stages: list[Tensor]) -> Tensor:
+def _combine(x: Tensor, h: float | Tensor, weights: tuple[float, ...], stages: list[Tensor]) -> Tensor:
     for weight, stage in zip(weights, stages, strict=True):
         if weight:
-            x = torch.add(x, stage, alpha=h * weight)
+            x = x + (h * weight).to(x.dtype) * stage if isinstance(h, Tensor) else torch.add(x, stage, alpha=h * weight)
     return x
 
 
