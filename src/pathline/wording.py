@@ -44,8 +44,8 @@ def whole(name: str, value: object, unit: str = "", least: int = 1) -> int:
     >>> whole("nfe", 8.0, "call")
     8
     """
-    if not isinstance(value, Real) or isinstance(value, bool) or value % 1 != 0:
+    if not isinstance(value, Real) or isinstance(value, bool) or float(value) % 1 != 0:
         raise ValueError(f"{name} must be a whole number{f' of {unit}s' if unit else ''}, got {value!r}")
-    if value < least:
+    if float(value) < least:
         raise ValueError(f"{name} must be at least {least}{f' {unit}' if unit else ''}, got {value}")
-    return int(value)
+    return int(float(value))

@@ -21,6 +21,7 @@ from pathline.likelihood import along, trace
 from pathline.likelihood.recompute import Recompute
 from pathline.likelihood.trace import Probe, Traced
 from pathline.paths import AffinePath
+from pathline.recording import recordable
 from pathline.solvers import rk4, solve
 from pathline.sources import StandardNormal
 from pathline.typing import Field, Solver, Source
@@ -63,6 +64,7 @@ class SampleLogProb:
     nfe: int
 
 
+@recordable
 def log_prob(
     field: Field,
     x1: Float[Tensor, "b *d"],
@@ -86,8 +88,8 @@ def log_prob(
     Rows must not influence each other inside the field (no batch normalisation in training mode).
 
     Gradients flow to x1, conditions and parameters. They keep the graph of every call, or with ``checkpoint`` only
-    its input, for one more call each in the backward pass. Without gradients, under ``torch.no_grad()``, memory does
-    not depend on the number of steps.
+    its input, for one more call each in the backward pass. Without gradients, under ``torch.no_grad()`` or
+    ``torch.inference_mode()``, memory does not depend on the number of steps.
 
     Args:
         field: ``field(x, t, **cond)``.
@@ -130,6 +132,7 @@ def log_prob(
     return LogProb(value, error, _standard_error(each, probes), x0, nfe)
 
 
+@recordable
 def sample_with_log_prob(
     field: Field,
     x0: Float[Tensor, "b *d"],

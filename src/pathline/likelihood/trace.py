@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pathline.recording import recordable
 from pathline.typing import Field
 
 Probe = Literal["rademacher", "gaussian"]
@@ -34,6 +35,7 @@ KEPT = 512
 """Dimensions up to which unit vectors are kept from call to call."""
 
 
+@recordable
 def divergence(field: Field, x: Float[Tensor, "b *d"], t: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
     """The velocity ``(b, *d)`` and its exact divergence ``(b,)``, by one backward pass per dimension.
 
