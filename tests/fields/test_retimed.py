@@ -2,14 +2,15 @@ import itertools
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pathline import schedules
 from pathline.fields import EmpiricalField, GaussianMixtureField, ParametrizedField, own_starts, reschedule
+from pathline.fields.guidance import classifier_free
 from pathline.grids import uniform
 from pathline.paths import AffinePath
 from pathline.schedules import Schedule
-from pathline.solvers import Dopri5, abm, euler, heun, rk4, solve
+from pathline.solvers import Dopri5, abm, euler, grid_for, heun, rk4, solve
 from pathline.sources import Points
 from problems import SCHEDULES, Answers, annulus, close, every_shape, normal, number, seeded
 
@@ -130,6 +131,35 @@ def test_rows_with_their_own_starts_close_like_others():
     assert solution.nfe == 40
     net = ParametrizedField(Answers(field, "data"), field.path, "data")
     assert solve(own_starts(net, t0), normal(3, 2, seed=1), uniform(40), rk4).x.isfinite().all()
+
+
+@pytest.mark.parametrize("interval", [(0.0, 1.0), (0.4, 0.6)])
+def test_own_starts_count_the_calls_of_their_field(interval: tuple[float, float]):
+    count = 0
+
+    class Counted(nn.Module):
+        def forward(self, x: Tensor, t: Tensor, /) -> Tensor:
+            nonlocal count
+            count += 1
+            return -x
+
+    guided = classifier_free(Counted(), 2.0, interval=interval)
+    for t0 in (torch.zeros(1), torch.tensor([0.0, 0.5])):
+        count = 0
+        field = own_starts(guided, t0)
+        assert solve(field, torch.ones(len(t0), 2), uniform(4), euler).nfe == count > 4
+        assert solve(field, torch.ones(len(t0), 2), grid_for(8, euler, field), euler).nfe == 8
+
+
+def test_refuses_other_rows_clocks_and_schedules():
+    path = AffinePath(SCHEDULES["linear"])
+    field = own_starts(lambda x, t: -x, torch.zeros(2))
+    with pytest.raises(ValueError, match="x must have one row for each of the 2 times in t0, got 3"):
+        solve(field, torch.ones(3, 2), uniform(2), euler)
+    with pytest.raises(ValueError, match="field must tell the path's time to be rescheduled"):
+        reschedule(field, path, SCHEDULES["cosine"])
+    with pytest.raises(ValueError, match=r"to must be a schedule, such as schedules.cosine\(\), .* got 'cosine'"):
+        reschedule(lambda x, t: -x, path, "cosine")  # pyright: ignore
 
 
 @pytest.mark.parametrize(

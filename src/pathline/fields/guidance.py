@@ -18,6 +18,7 @@ parts that are modules, and tells `solve` what it costs: ``calls(t)`` network ca
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -440,5 +441,5 @@ def _interval(interval: tuple[float, float]) -> Range:
 
 
 def _check_scale(scale: float) -> None:
-    if not abs(scale) < float("inf"):
-        raise ValueError(f"scale must be finite, got {scale}")
+    if not isinstance(scale, (Real, Tensor)) or not abs(float(scale)) < float("inf"):
+        raise ValueError(f"scale must be a finite number, got {scale!r}")
