@@ -124,7 +124,7 @@ def test_refuses_bad_diffusions_and_sources():
 def test_a_field_on_another_clock_is_refused(method, wrap):
     field, x = mixture(SCHEDULES["linear"]), normal(5, 2, seed=0)
     moved = wrap(own_starts(field, torch.full((5,), 0.5)))
-    with pytest.raises(ValueError, match="field must tell the path's time for .* to take a score from it"):
+    with pytest.raises(ValueError, match=r"field must tell the path's time for .* to take a score from it"):
         solve(moved, x, uniform(5), method(field.path, lambda t: 1.0))
 
 

@@ -96,8 +96,8 @@ def reschedule(field: Field, path: AffinePath, to: AffinePath | Schedule) -> Res
         to: the new schedule, or an affine path with it and the same source.
 
     Raises:
-        ValueError: ``to`` of another kind; paths from different sources; a field of `own_starts`; when called: a time at which the schedules share no ratio
-            (the message names those that they do), or an open end.
+        ValueError: ``to`` of another kind; paths from different sources; a field of `own_starts`; when called: a time
+            at which the schedules share no ratio (the message names those that they do), or an open end.
 
     >>> from pathline import schedules
     >>> path = AffinePath(schedules.linear())
