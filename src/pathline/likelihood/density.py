@@ -223,7 +223,7 @@ class _Second(NamedTuple):
 
 
 class _Integrate:
-    """From rows, nodes and a solver to where the rows arrive, the integral of each probe's divergence, and the calls."""
+    """From rows, nodes and a solver to where rows arrive, each probe's integral of the divergence, and the calls."""
 
     def __init__(
         self,
