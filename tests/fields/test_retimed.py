@@ -107,6 +107,16 @@ def test_a_network_moves_with_its_parameters_dtype_and_shape():
     assert closed.nfe == 8 * 4 + 1
 
 
+def test_a_moved_field_compiles_to_one_graph():
+    field = reschedule(lambda x, t: -x, AffinePath(LINEAR), SCHEDULES["cosine"])
+
+    def call(x: Tensor) -> Tensor:
+        return field(x, torch.full((), 0.3).expand(len(x)))
+
+    x = normal(3, 2, seed=0).float()
+    close(torch.compile(call, fullgraph=True, backend="eager")(x), call(x), 1e-6)
+
+
 def test_refuses_another_source():
     path = AffinePath(SCHEDULES["linear"])
     other = AffinePath(SCHEDULES["cosine"], Points(torch.zeros(3, 2)))
