@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pathline.grids import check_grid, uniform
+from pathline.grids import check_grid, log_snr, uniform
 
 
 @given(n=st.integers(1, 500))
@@ -38,11 +38,12 @@ def test_a_grid_is_kept_in_float64(grid: torch.Tensor):
     [
         ([0.5], r"at least 2 nodes, got shape \(1,\)"),
         ([[0.0, 1.0]], r"1-D tensor of at least 2 nodes, got shape \(1, 2\)"),
-        ([0.0, 1.5], r"grid must lie in \[0, 1\], got nodes in \[0, 1.5\]"),
-        ([-0.1, 1.0], r"grid must lie in \[0, 1\], got nodes in \[-0.1, 1\]"),
-        ([0.0, math.nan], r"grid must lie in \[0, 1\]"),
-        ([0.0, 0.5, 0.5, 1.0], "without repeated nodes"),
-        ([0.0, 0.6, 0.5, 1.0], "increase or decrease strictly"),
+        ([0.0, 1.5], r"grid must lie in \[0, 1\], got 1.5 at node 1: leave it out, or scale the nodes"),
+        ([-0.1, 1.0], r"grid must lie in \[0, 1\], got -0.1 at node 0"),
+        ([0.0, math.nan], r"grid must lie in \[0, 1\], got nan at node 1"),
+        ([0.0, 0.5, 0.5, 1.0], "without repeated nodes, got 0.5 and 0.5 at nodes 1 and 2"),
+        ([0.0, 0.6, 0.5, 1.0], "increase or decrease strictly, .* got 0.6 and 0.5 at nodes 1 and 2: sort it"),
+        ([1.0, 0.4, 0.5, 0.0], "got 0.4 and 0.5 at nodes 1 and 2: sort it"),
     ],
 )
 def test_refuses_a_bad_grid(grid: list, message: str):
@@ -53,6 +54,11 @@ def test_refuses_a_bad_grid(grid: list, message: str):
 def test_uniform_checks_its_arguments():
     with pytest.raises(ValueError, match="n must be at least 1 step, got 0"):
         uniform(0)
+    for n in ("8", 2.5, math.nan, math.inf, None, True):
+        with pytest.raises(ValueError, match=f"n must be a whole number of steps, got {n!r}"):
+            uniform(n)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"schedule must be a Schedule, such as schedules.linear\(\), got 'linear'"):
+        log_snr(8, "linear")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="without repeated nodes"):
         uniform(3, 0.5, 0.5)
     with pytest.raises(ValueError, match=r"grid must lie in \[0, 1\]"):

@@ -5,16 +5,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pathline.fields import EmpiricalField, GaussianMixtureField
+from pathline.fields import EmpiricalField, GaussianMixtureField, ParametrizedField
 from pathline.grids import uniform
-from pathline.likelihood import divergence, log_prob
+from pathline.likelihood import divergence, log_prob, sample_with_log_prob
 from pathline.paths import AffinePath
-from pathline.solvers import NAMED, Dopri5, Tableau, euler, heun, midpoint, rk4
+from pathline.solvers import NAMED, Dopri5, Tableau, euler, euler_maruyama, heun, midpoint, rk4
 from pathline.sources import StandardNormal
 from pathline.typing import Batch
 from problems import (
     SCHEDULES,
     SEED_GAUSSIAN,
+    Answers,
     affine_flow,
     annulus,
     close,
@@ -156,7 +157,37 @@ def test_error_says_how_large_the_error_is(solver: Tableau):
     assert log_prob(logistic, x1, grid=uniform(32), solver=solver, with_error=False).error is None
 
 
-@pytest.mark.parametrize(("n", "coarse"), [(1, 0), (2, 1), (7, 4), (16, 8)])
+@pytest.mark.parametrize("solver", [Dopri5(1e-3, 1e-3), euler, heun, rk4], ids=lambda s: s.name)
+def test_error_on_one_step_and_of_adaptive_steps(solver: Tableau | Dopri5):
+    flow, x1 = affine_flow((2,)), normal(20, 2, seed=2)
+    found = log_prob(flow, x1, grid=uniform(1), solver=solver)
+    assert found.error is not None
+    true = float((found.value - flow.log_prob(x1)).abs().mean())
+    assert 0.3 * true < float(found.error.mean()) < 5 * true
+
+
+def test_error_where_the_start_is_left_out():
+    exact = GaussianMixtureField(AffinePath(SCHEDULES["linear-0.2"]), torch.zeros(1, 2), torch.tensor([0.25]))
+    count = 0
+
+    class Noise(Answers):
+        def forward(self, x: Tensor, t: Tensor, /) -> Tensor:
+            nonlocal count
+            count += 1
+            return super().forward(x, t)
+
+    field, x1 = ParametrizedField(Noise(exact, "noise"), exact.path, "noise"), normal(20, 2, seed=2) / 2
+    there = sample_with_log_prob(field, normal(20, 2, seed=3), grid=uniform(64))
+    assert there.nfe == count
+    count, back = 0, log_prob(field, x1, grid=uniform(64))
+    for found, x in ((there, there.x1), (back, x1)):
+        true = (found.value - exact.log_prob(x, number(1.0))).abs()
+        assert found.error is not None
+        assert float(true.max()) > 1e-3
+        close(found.error, true, 1e-5)
+
+
+@pytest.mark.parametrize(("n", "coarse"), [(1, 2), (2, 1), (7, 4), (16, 8)])
 @pytest.mark.parametrize("solver", NAMED.values(), ids=NAMED)
 def test_nfe_counts_every_call(solver, n: int, coarse: int):
     net = Net(2)
@@ -164,7 +195,7 @@ def test_nfe_counts_every_call(solver, n: int, coarse: int):
     assert found.nfe == net.count
     if solver.calls is not None:
         assert found.nfe == solver.calls * (n + coarse)
-    assert (found.error is None) == (n == 1 or solver.calls is None)
+    assert found.error is not None
 
 
 @pytest.mark.parametrize("probes", [None, 2])
@@ -210,7 +241,8 @@ def test_adaptive_solvers_serve_too():
     flow, x1 = affine_flow((2,)), normal(4, 2, seed=2)
     found = log_prob(flow, x1, grid=uniform(1), solver=Dopri5(1e-8, 1e-8))
     close(found.value, flow.log_prob(x1), 1e-6)
-    assert found.error is None
+    assert found.error is not None
+    assert found.nfe > log_prob(flow, x1, grid=uniform(1), solver=Dopri5(1e-8, 1e-8), with_error=False).nfe
 
 
 def test_conditions_reach_the_field():
@@ -236,9 +268,17 @@ X1 = torch.zeros(3, 2)
         (lambda: log_prob(logistic, X1, begin=0.5, grid=uniform(4)), "grid must run from 0 to begin = 0.5, got 0 to 1"),
         (lambda: log_prob(logistic, X1, grid=uniform(4, 0.1, 1.0)), "grid must run from 0 to begin = 1, got 0.1 to 1"),
         (lambda: log_prob(logistic, X1, grid=uniform(4, 1.0, 0.0)), "grid must run from 0 to begin = 1, got 1 to 0"),
-        (lambda: log_prob(logistic, X1 * math.nan), "x must be a batch of finite states"),
+        (lambda: log_prob(logistic, X1 * math.nan), r"x1 must be a batch of finite states, got shape \(3, 2\)"),
         (lambda: log_prob(logistic, X1[:0]), r"must be a batch of finite states, got shape \(0, "),
-        (lambda: log_prob(lambda x, t: x[:, :1], X1), "field must return the shape"),
+        (lambda: log_prob(lambda x, t: x[:, :1], X1), r"field must return the shape and dtype of x, \(3, 2\)"),
+        (lambda: log_prob(lambda x, t: x.double(), X1), r"of x, \(3, 2\) torch.float32, got \(3, 2\) torch.float64"),
+        (lambda: log_prob(lambda x, t: (x,), X1), r"of x, \(3, 2\) torch.float32, got tuple"),
+        (lambda: log_prob(logistic, [0.0]), "x1 must be a tensor of floating-point numbers, got list"),  # pyright: ignore
+        (lambda: log_prob(logistic, X1, probes=1.5), "probes must be a whole number, got 1.5"),  # pyright: ignore
+        (
+            lambda: log_prob(logistic, X1, solver=euler_maruyama(AffinePath(SCHEDULES["linear"]), lambda t: 1.0)),
+            "solver must follow the flow, which euler_maruyama does not: take an ODE solver",
+        ),
     ],
 )
 def test_refuses(call: Callable[[], object], message: str):

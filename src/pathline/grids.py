@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pathline.schedules import Schedule
+from pathline.wording import whole
 
 
 def uniform(n: int, start: float = 0.0, stop: float = 1.0) -> Tensor:
@@ -17,11 +18,7 @@ def uniform(n: int, start: float = 0.0, stop: float = 1.0) -> Tensor:
     >>> uniform(4)
     tensor([0.0000, 0.2500, 0.5000, 0.7500, 1.0000], dtype=torch.float64)
     """
-    if n < 1:
-        raise ValueError(f"n must be at least 1 step, got {n}")
-    if n != int(n):
-        raise ValueError(f"n must be a whole number of steps, got {n}")
-    return check_grid(torch.linspace(start, stop, n + 1, dtype=torch.float64))
+    return check_grid(torch.linspace(start, stop, whole("n", n, "step") + 1, dtype=torch.float64))
 
 
 def cosine(n: int, start: float = 0.0, stop: float = 1.0) -> Tensor:
@@ -82,16 +79,18 @@ def log_snr(n: int, schedule: Schedule, start: float = 0.0, stop: float = 1.0) -
     An end at which it is infinite is reached in one step from where alpha / sigma or sigma / alpha is 1e-3.
 
     Raises:
-        ValueError: fewer steps than the infinite ends need; ends beyond those times; as `uniform`.
+        ValueError: no schedule; fewer steps than the infinite ends need; ends beyond those times; as `uniform`.
 
     >>> from pathline import schedules
     >>> log_snr(4, schedules.linear())
     tensor([0.0000e+00, 9.9900e-04, 5.0000e-01, 9.9900e-01, 1.0000e+00], dtype=torch.float64)
     """
+    if not isinstance(schedule, Schedule):
+        raise ValueError(f"schedule must be a Schedule, such as schedules.linear(), got {schedule!r}")
     ends = uniform(1, start, stop)
     finite = schedule.log_snr(ends).isfinite().tolist()
     inner = [t if ok else schedule.inner_time(t) for t, ok in zip(ends.tolist(), finite, strict=True)]
-    between = n - finite.count(False)
+    between = whole("n", n, "step") - finite.count(False)
     if between < 1:
         raise ValueError(f"n must be at least {1 + finite.count(False)} steps between these ends, got {n}")
     values = schedule.log_snr(torch.tensor(inner, dtype=torch.float64))
@@ -132,16 +131,23 @@ def check_grid(grid: Tensor) -> Tensor:
     """The grid in float64 on the CPU, where the loop reads its numbers.
 
     Raises:
-        ValueError: no tensor, fewer than two nodes, nodes outside [0, 1], or not strictly monotone.
+        ValueError: no tensor, fewer than two nodes, nodes outside [0, 1], or not strictly monotone; the message names
+            the first such node.
     """
     if not isinstance(grid, Tensor):
         raise ValueError(f"grid must be a tensor of nodes, such as grids.uniform(16), got {grid!r}")
     nodes = grid.detach().to("cpu", torch.float64)
     if nodes.ndim != 1 or len(nodes) < 2:
         raise ValueError(f"grid must be a 1-D tensor of at least 2 nodes, got shape {tuple(grid.shape)}")
-    if not bool(((nodes >= 0) & (nodes <= 1)).all()):
-        raise ValueError(f"grid must lie in [0, 1], got nodes in [{nodes.min():.6g}, {nodes.max():.6g}]")
-    steps = nodes.diff()
-    if not (bool((steps > 0).all()) or bool((steps < 0).all())):
-        raise ValueError("grid must increase or decrease strictly, without repeated nodes")
+    outside = ~((nodes >= 0) & (nodes <= 1))
+    if bool(outside.any()):
+        i = int(outside.nonzero()[0])
+        raise ValueError(f"grid must lie in [0, 1], got {nodes[i]:.6g} at node {i}: leave it out, or scale the nodes")
+    astray = nodes.diff() * (nodes[-1] - nodes[0]).sign() <= 0
+    if bool(astray.any()):
+        i = int(astray.nonzero()[0])
+        raise ValueError(
+            "grid must increase or decrease strictly, without repeated nodes, "
+            f"got {nodes[i]:.6g} and {nodes[i + 1]:.6g} at nodes {i} and {i + 1}: sort it, and leave repeats out"
+        )
     return nodes

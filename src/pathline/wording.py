@@ -1,7 +1,8 @@
-"""How messages show what a user wrote."""
+"""How messages show what a user wrote, and the check of a count that says so."""
 
 import difflib
 from collections.abc import Iterable
+from numbers import Real
 
 _LISTED = 20
 
@@ -32,3 +33,19 @@ def guess(name: str, known: Iterable[str]) -> str:
     """
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {show(close[0])}?" if close else ""
+
+
+def whole(name: str, value: object, unit: str = "", least: int = 1) -> int:
+    """The count that ``value`` is.
+
+    Raises:
+        ValueError: no whole number, or one below ``least``.
+
+    >>> whole("nfe", 8.0, "call")
+    8
+    """
+    if not isinstance(value, Real) or isinstance(value, bool) or float(value) % 1 != 0:
+        raise ValueError(f"{name} must be a whole number{f' of {unit}s' if unit else ''}, got {value!r}")
+    if float(value) < least:
+        raise ValueError(f"{name} must be at least {least}{f' {unit}' if unit else ''}, got {value}")
+    return int(float(value))

@@ -367,7 +367,16 @@ HALF = torch.full((3,), 0.5)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: classifier_free(FIELD, float("inf")), "scale must be finite, got inf"),
+        (lambda: classifier_free(FIELD, float("inf")), "scale must be a finite number, got inf"),
+        (
+            lambda: energy_guided(FIELD, FIELD.path, lambda x, t: torch.zeros(len(x)))(ROWS, HALF),
+            "energy must depend on x by differentiable steps",
+        ),
+        (
+            lambda: energy_guided(FIELD, FIELD.path, lambda x, t: t * HALF.clone().requires_grad_(True))(ROWS, HALF),
+            "energy must depend on x by differentiable steps",
+        ),
+        (lambda: classifier_free(FIELD, "2"), "scale must be a finite number, got '2'"),  # pyright: ignore
         (lambda: classifier_free(FIELD, 2.0, interval=(0.7, 0.3)), "interval must be two increasing times"),
         (lambda: classifier_free(FIELD, 2.0, zero_until=2.0), "zero_until must be a time"),
         (lambda: classifier_free(FIELD, 2.0, null={"label": -1})(ROWS, HALF), "null names label, which is not among"),

@@ -2,14 +2,15 @@ import itertools
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pathline import schedules
 from pathline.fields import EmpiricalField, GaussianMixtureField, ParametrizedField, own_starts, reschedule
+from pathline.fields.guidance import classifier_free
 from pathline.grids import uniform
 from pathline.paths import AffinePath
 from pathline.schedules import Schedule
-from pathline.solvers import Dopri5, abm, euler, heun, rk4, solve
+from pathline.solvers import Dopri5, abm, euler, grid_for, heun, rk4, solve
 from pathline.sources import Points
 from problems import SCHEDULES, Answers, annulus, close, every_shape, normal, number, seeded
 
@@ -106,6 +107,16 @@ def test_a_network_moves_with_its_parameters_dtype_and_shape():
     assert closed.nfe == 8 * 4 + 1
 
 
+def test_a_moved_field_compiles_to_one_graph():
+    field = reschedule(lambda x, t: -x, AffinePath(LINEAR), SCHEDULES["cosine"])
+
+    def call(x: Tensor) -> Tensor:
+        return field(x, torch.full((), 0.3).expand(len(x)))
+
+    x = normal(3, 2, seed=0).float()
+    close(torch.compile(call, fullgraph=True, backend="eager")(x), call(x), 1e-6)
+
+
 def test_refuses_another_source():
     path = AffinePath(SCHEDULES["linear"])
     other = AffinePath(SCHEDULES["cosine"], Points(torch.zeros(3, 2)))
@@ -130,6 +141,35 @@ def test_rows_with_their_own_starts_close_like_others():
     assert solution.nfe == 40
     net = ParametrizedField(Answers(field, "data"), field.path, "data")
     assert solve(own_starts(net, t0), normal(3, 2, seed=1), uniform(40), rk4).x.isfinite().all()
+
+
+@pytest.mark.parametrize(("interval", "nfe"), [((0.0, 1.0), 8), ((0.4, 0.9), 8)])
+def test_own_starts_count_the_calls_of_their_field(interval: tuple[float, float], nfe: int):
+    count = 0
+
+    class Counted(nn.Module):
+        def forward(self, x: Tensor, t: Tensor, /) -> Tensor:
+            nonlocal count
+            count += 1
+            return -x
+
+    guided = classifier_free(Counted(), 2.0, interval=interval)
+    for t0 in (torch.zeros(1), torch.tensor([0.0, 0.5])):
+        count = 0
+        field = own_starts(guided, t0)
+        assert solve(field, torch.ones(len(t0), 2), uniform(4), euler).nfe == count > 4
+        assert solve(field, torch.ones(len(t0), 2), grid_for(nfe, euler, field), euler).nfe == nfe
+
+
+def test_refuses_other_rows_clocks_and_schedules():
+    path = AffinePath(SCHEDULES["linear"])
+    field = own_starts(lambda x, t: -x, torch.zeros(2))
+    with pytest.raises(ValueError, match="x must have one row for each of the 2 times in t0, got 3"):
+        solve(field, torch.ones(3, 2), uniform(2), euler)
+    with pytest.raises(ValueError, match="field must tell the path's time to be rescheduled"):
+        reschedule(field, path, SCHEDULES["cosine"])
+    with pytest.raises(ValueError, match=r"to must be a schedule, such as schedules.cosine\(\), .* got 'cosine'"):
+        reschedule(lambda x, t: -x, path, "cosine")  # pyright: ignore
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pathline.fields import EmpiricalField, GaussianMixtureField, ParametrizedField
+from pathline.fields import EmpiricalField, GaussianMixtureField, ParametrizedField, reschedule
+from pathline.fields.guidance import energy_guided
 from pathline.grids import uniform
 from pathline.likelihood import divergence, importance, log_prob, sample_with_log_prob, trace
 from pathline.metrics import bits_per_dim
 from pathline.nets import MLP
 from pathline.paths import AffinePath
-from pathline.schedules import linear
+from pathline.schedules import cosine, linear
 from pathline.solvers import heun
 from problems import affine_flow, annulus, close, every_shape, normal, number, seeded
 
@@ -250,3 +251,49 @@ def test_bits_refuse():
     ]:
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def conditional(x: Tensor, t: Tensor, /, *, y: Tensor) -> Tensor:
+    return torch.tanh(x * y[:, None]) * t[:, None]
+
+
+INFERRED = {
+    "field": (lambda x, t: -x * t[:, None], {}),
+    "network": (net(2), {}),
+    "conditional": (conditional, {}),
+    "own divergence": (EmpiricalField(PATH, annulus(8)), {}),
+    "rescheduled": (reschedule(net(2), PATH, cosine()), {"begin": 0.7}),
+    "energy": (energy_guided(net(2), PATH, lambda x, t: (x * t[:, None]).square().sum(1)), {}),
+    "along": (net(2), {"path": PATH}),
+    "checkpoint": (net(2), {"checkpoint": True}),
+}
+
+
+@pytest.mark.parametrize("probes", [None, 2])
+@pytest.mark.parametrize(("field", "options"), INFERRED.values(), ids=INFERRED)
+def test_inference_mode_changes_nothing(field, options: dict, probes: int | None):
+    def found() -> list[Tensor]:
+        cond = {"y": normal(3, seed=1)} if field is conditional else {}
+        forward = {"end" if name == "begin" else name: value for name, value in options.items()}
+        x, shared = normal(3, 2, seed=0), {"cond": cond, "probes": probes, "grid": None}
+        if options.get("begin"):
+            shared["grid"] = uniform(4, 0.0, options["begin"])
+        there = sample_with_log_prob(field, x, generator=seeded(0), **shared, **forward)
+        back = log_prob(field, x, generator=seeded(0), **shared, **options)
+        div = divergence(field, x, torch.full((3,), 0.3).double(), **cond)[1]
+        return [there.x1, there.value, there.error, back.value, back.x0, back.error, div]  # pyright: ignore
+
+    with torch.no_grad():
+        expected = found()
+    with torch.inference_mode():
+        inferred = found()
+    for one, other in zip(inferred, expected, strict=True):
+        close(one, other, 1e-14)
+
+
+def test_rows_made_in_inference_mode_can_have_gradients_elsewhere():
+    with torch.inference_mode():
+        x, y = normal(3, 2, seed=0), normal(3, seed=1)
+    weight = number(1.3).requires_grad_(True)
+    value = log_prob(lambda x, t, *, y: weight * conditional(x, t, y=y), x, cond={"y": y}).value
+    assert torch.autograd.grad(value.sum(), weight)[0].isfinite()

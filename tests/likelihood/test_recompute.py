@@ -126,3 +126,25 @@ def test_a_field_that_changes_its_mind_is_found_out():
     y = Recompute()(field, x)
     with pytest.raises(RuntimeError, match="checkpoint needs a field that does the same work every time"):
         y.sum().backward()
+
+
+def test_dropout_draws_the_same_numbers_again():
+    field, x1 = Dropped(net()), normal(4, 3, seed=1)
+
+    def gradients(checkpoint: bool) -> list[Tensor]:
+        torch.manual_seed(3)
+        value = log_prob(field, x1, grid=uniform(2), solver=heun, checkpoint=checkpoint).value
+        torch.manual_seed(4)
+        return list(torch.autograd.grad(value.sum(), list(field.parameters())))
+
+    for kept, made in zip(gradients(False), gradients(True), strict=True):
+        torch.testing.assert_close(made, kept, rtol=1e-12, atol=1e-12)
+
+
+class Dropped(torch.nn.Module):
+    def __init__(self, inner: MLP) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor, t: Tensor, /) -> Tensor:
+        return torch.nn.functional.dropout(self.inner(x, t), 0.5)

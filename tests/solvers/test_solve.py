@@ -13,7 +13,20 @@ from pathline import schedules
 from pathline.fields import EmpiricalField, GaussianMixtureField, ParametrizedField
 from pathline.grids import uniform
 from pathline.paths import AffinePath, Prediction
-from pathline.solvers import NAMED, Dopri5, Tableau, adaptive, dopri5, euler, grid_for, heun, midpoint, rk4, solve
+from pathline.solvers import (
+    NAMED,
+    Dopri5,
+    Tableau,
+    adaptive,
+    dopri5,
+    euler,
+    grid_for,
+    heun,
+    method_for,
+    midpoint,
+    rk4,
+    solve,
+)
 from pathline.typing import Field, Solver
 from problems import (
     SCHEDULES,
@@ -170,7 +183,7 @@ def test_grid_for_allows_for_nodes_beyond_the_last_call(nfe: int, predicts: Pred
 
 
 def test_grid_for_refuses_solvers_that_choose_their_own_steps():
-    with pytest.raises(ValueError, match="dopri5 chooses its own steps"):
+    with pytest.raises(ValueError, match="dopri5 chooses its own steps, so its nfe can't be set: set its tolerances"):
         grid_for(10, dopri5, logistic)
 
 
@@ -356,6 +369,7 @@ ONES = torch.ones(3, 2)
         (logistic, torch.zeros(0, 2), None, r"x must be a batch of finite states, got shape \(0, 2\)"),
         (logistic, torch.tensor(1.0), None, r"x must be a batch of finite states, got shape \(\)"),
         (logistic, ONES * math.nan, None, "x must be a batch of finite states"),
+        (None, ONES, None, r"field must be a function field\(x, t\), such as a network, got None"),
         (logistic, ONES, torch.tensor([0.0, 2.0]), r"grid must lie in \[0, 1\]"),
         (logistic, ONES, torch.tensor([0.0, 0.5, 0.4]), "increase or decrease strictly"),
     ],
@@ -366,12 +380,41 @@ def test_refuses(flow: Field, x: Tensor, grid: Tensor | None, message: str):
 
 
 @every_fixed
-def test_a_solution_that_is_not_finite_names_the_time(solver: Tableau):
-    def flow(x: Tensor, t: Tensor, /) -> Tensor:
-        return torch.where(t > 0.52, math.nan, 1.0)[:, None].expand_as(x)
+def test_states_that_grow_too_large_are_named_with_the_time_of_their_node(solver: Tableau):
+    with pytest.raises(RuntimeError, match=r"the solution is not finite from t = 1 on: take smaller steps"):
+        solve(lambda x, t: torch.full_like(x, 3e38), 2 * ONES, uniform(1), Twice(solver))
 
-    with pytest.raises(RuntimeError, match=r"not finite from t = (0.6|0.7) on"):
-        solve(flow, ONES, uniform(10), solver)
+
+@dataclass
+class Twice:
+    """Steps that grow too large where the field does not."""
+
+    inner: Tableau
+    name, calls = "twice", 1
+
+    def step(self, field: Callable[[Tensor, float], Tensor], x: Tensor, t: float, s: float) -> Tensor:
+        return 4 * self.inner.step(field, x, t, s)
+
+
+@pytest.mark.parametrize(
+    ("solver", "low", "high", "when"),
+    [
+        (euler, 0.0, 0.0, "0"),
+        (euler, 0.4, 0.42, "0.4"),
+        (heun, 0.4, 0.42, "0.4"),
+        (rk4, 0.44, 0.46, "0.45"),
+        (rk4, 0.4, 0.42, "0.4"),
+        (NAMED["abm"], 0.4, 0.42, "0.4"),
+    ],
+)
+def test_a_field_that_is_not_finite_is_named_with_the_time_of_its_call(
+    solver: Solver, low: float, high: float, when: str
+):
+    def flow(x: Tensor, t: Tensor, /) -> Tensor:
+        return torch.where((t >= low) & (t <= high), math.nan, 1.0)[:, None].expand_as(x).to(x)
+
+    with pytest.raises(RuntimeError, match=rf"field is not finite at t = {when}, called at states up to 1\.?\d*: mend"):
+        solve(flow, ONES.double(), uniform(10), solver)
 
 
 @pytest.mark.parametrize("first", [0.0, 0.52])
@@ -391,6 +434,9 @@ def test_an_adaptive_solver_names_the_time_of_a_field_that_is_not_finite(first: 
         (lambda: Dopri5(last=1.0), r"last must be a time inside \(0, 1\), got 1.0"),
         (lambda: Dopri5(last=math.nan), r"last must be a time inside \(0, 1\), got nan"),
         (lambda: grid_for(2.5, euler, logistic), "nfe must be a whole number of calls, got 2.5"),  # pyright: ignore
+        (lambda: grid_for("8", euler, logistic), "nfe must be a whole number of calls, got '8'"),  # pyright: ignore
+        (lambda: method_for("8", logistic), "nfe must be a whole number of calls, got '8'"),  # pyright: ignore
+        (lambda: solve(logistic, ONES, None, Dopri5), "solver must be a method of pathline.solvers"),  # pyright: ignore
         (lambda: uniform(2.5), "n must be a whole number of steps, got 2.5"),  # pyright: ignore
     ],
 )

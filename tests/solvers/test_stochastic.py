@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pathline.fields import EmpiricalField, GaussianMixtureField
+from pathline.fields import EmpiricalField, GaussianMixtureField, own_starts
+from pathline.fields.guidance import classifier_free
 from pathline.grids import uniform
 from pathline.paths import AffinePath
 from pathline.schedules import Schedule
@@ -108,12 +109,23 @@ def test_refuses_bad_diffusions_and_sources():
     field, x = mixture(SCHEDULES["linear"]), normal(5, 2, seed=0)
     with pytest.raises(ValueError, match=r"g\(t\) must be finite and not negative, got -1 at t = 0"):
         solve(field, x, uniform(5), euler_maruyama(field.path, lambda t: -1.0))
+    with pytest.raises(ValueError, match=r"g\(t\) must be finite and not negative, got inf at t = 0"):
+        solve(field, x, uniform(5), euler_maruyama(field.path, lambda t: 1 / t))
     with pytest.raises(ValueError, match=r"path must start from a standard normal .* got Points"):
         stochastic_heun(AffinePath(SCHEDULES["linear"], Points(torch.zeros(3, 2))), lambda t: 1.0)
     with pytest.raises(ValueError, match=r"path must be affine .* got GaussianPath"):
         euler_maruyama(curved_path(), lambda t: 1.0)  # pyright: ignore
     with pytest.raises(ValueError, match=r"g must be a function of time, such as lambda t: 1.0, got 1.0"):
         stochastic_heun(field.path, 1.0)  # pyright: ignore
+
+
+@pytest.mark.parametrize("wrap", [lambda field: field, lambda field: classifier_free(field, 1.0)])
+@every_method
+def test_a_field_on_another_clock_is_refused(method, wrap):
+    field, x = mixture(SCHEDULES["linear"]), normal(5, 2, seed=0)
+    moved = wrap(own_starts(field, torch.full((5,), 0.5)))
+    with pytest.raises(ValueError, match=r"field must tell the path's time for .* to take a score from it"):
+        solve(moved, x, uniform(5), method(field.path, lambda t: 1.0))
 
 
 def test_a_solution_that_is_not_finite_is_still_named():

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from pathline.fields import EmpiricalField, GaussianMixtureField, ParametrizedField
+from pathline.fields.guidance import autoguidance
 from pathline.grids import uniform
+from pathline.likelihood import log_prob, sample_with_log_prob
 from pathline.paths import AffinePath
 from pathline.solvers import NAMED, Tuned, TuneStep, exponential, grid_for, rk4, solve, tune, untuned
 from pathline.solvers.tuned import written_out
@@ -146,7 +148,32 @@ def test_any_state_shape(shape: tuple[int, ...]):
     assert solver.error <= solver.untuned
 
 
+@pytest.mark.parametrize("path", [None, PATH])
+def test_densities_of_samples_with_a_tuned_solver_and_their_error(tuned: Tuned, path: AffinePath | None):
+    found = sample_with_log_prob(POINTS, NOISE, solver=tuned, grid=tuned.grid, path=path)
+    true = (found.value - sample_with_log_prob(POINTS, NOISE, grid=uniform(200)).value).abs().median()
+    assert found.error is not None
+    assert found.nfe == 20 if path is None else found.nfe > 20
+    assert 0.3 * true < found.error.median()
+    with pytest.raises(ValueError, match="solver must run backward, and a tuned one goes from 0 to 1 only"):
+        log_prob(POINTS, NOISE, solver=tuned, grid=tuned.grid)
+
+
+def test_a_guided_field_is_tuned_for_the_calls_that_it_spends():
+    field = autoguidance(POINTS, POINTS, 1.0)
+    solver = tune(field, PATH, 4, NOISE[:24])
+    assert (solver.nfe, len(solver.times)) == (4, 2)
+    assert solve(field, NOISE, grid_for(4, solver, field), solver).nfe == 4
+    assert Tuned.from_dict(solver.to_dict()) == solver
+    with pytest.raises(ValueError, match="nfe must be one that this field can spend, such as 4 or 6, got 5"):
+        tune(field, PATH, 5, NOISE)
+    with pytest.raises(ValueError, match="field must cost as many calls at every time to be tuned, got 1 to 2"):
+        tune(autoguidance(POINTS, POINTS, 1.0, (0.2, 0.5)), PATH, 4, NOISE)
+
+
 def test_refuses():
+    with pytest.raises(ValueError, match=r"nfe must be a whole number of calls, got 2\.5"):
+        tune(POINTS, PATH, 2.5, NOISE)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="nfe must be at least 1 call, got 0"):
         tune(POINTS, PATH, 0, NOISE)
     with pytest.raises(ValueError, match=r"x0 must be at least 16 finite source points, got shape \(3, 2\)"):

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pathline.likelihood import divergence
+from pathline.recording import recordable
 from pathline.typing import Field
 
 
@@ -30,6 +31,7 @@ class Residual:
     scale: Tensor
 
 
+@recordable
 def continuity_residual(
     field: Field, log_prob: LogDensity, x: Float[Tensor, "b *d"], t: Float[Tensor, "*b"], **cond: Any
 ) -> Residual:

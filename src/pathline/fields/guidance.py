@@ -18,6 +18,7 @@ parts that are modules, and tells `solve` what it costs: ``calls(t)`` network ca
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +26,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pathline.paths import AffinePath, Prediction, converted, like, one_time
+from pathline.recording import recordable
 from pathline.sources import StandardNormal
 from pathline.typing import Field
 
@@ -171,7 +173,8 @@ def energy_guided(
         weight: a number, or ``weight(t) -> () or (b,)``.
 
     Raises:
-        ValueError: another path; a field open at t = 1 without a posterior mean; at a call, an energy of another shape.
+        ValueError: another path; a field open at t = 1 without a posterior mean; at a call, an energy of another shape
+            or without a gradient in x.
 
     Reference: Dhariwal & Nichol, "Diffusion Models Beat GANs on Image Synthesis", arXiv:2105.05233; Zheng et al.,
     "Guided Flows for Generative Modeling and Decision Making", arXiv:2311.13443.
@@ -332,15 +335,25 @@ class EnergyGuided(_ScoreGuided):
         self.energy, self.weight = energy, weight
 
     def shifted(self, what: Prediction, x: Tensor, t: Tensor, cond: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        weight = self.weight(t) if callable(self.weight) else torch.full_like(t, self.weight)
+        return _function(self.parts[0], what)(x, t, **cond), -like(weight, x) * self._slope(x, t)
+
+    @recordable
+    def _slope(self, x: Tensor, t: Tensor) -> Tensor:
         keep = torch.is_grad_enabled() and x.requires_grad
         with torch.enable_grad():
             at = x if keep else x.detach().requires_grad_(True)
             energy = self.energy(at, t)
             if energy.shape != x.shape[:1]:
                 raise ValueError(f"energy must return one number a row ({len(x)},), got {tuple(energy.shape)}")
-            (slope,) = torch.autograd.grad(energy.sum(), at, create_graph=keep)
-        weight = self.weight(t) if callable(self.weight) else torch.full_like(t, self.weight)
-        return _function(self.parts[0], what)(x, t, **cond), -like(weight, x) * slope
+            options: dict[str, Any] = {"create_graph": keep, "allow_unused": True}
+            slope = torch.autograd.grad(energy.sum(), at, **options)[0] if energy.requires_grad else None
+        if slope is None:
+            raise ValueError(
+                "energy must depend on x by differentiable steps, got one without a gradient: "
+                "leave out detach() and no_grad(), and add 0 * x.flatten(1).sum(1) to one that is constant"
+            )
+        return slope
 
 
 class Observed(_ScoreGuided):
@@ -428,5 +441,5 @@ def _interval(interval: tuple[float, float]) -> Range:
 
 
 def _check_scale(scale: float) -> None:
-    if not abs(scale) < float("inf"):
-        raise ValueError(f"scale must be finite, got {scale}")
+    if not isinstance(scale, (Real, Tensor)) or not abs(float(scale)) < float("inf"):
+        raise ValueError(f"scale must be a finite number, got {scale!r}")

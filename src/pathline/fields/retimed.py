@@ -65,14 +65,14 @@ class Rescheduled(nn.Module):
 
     def calls(self, t: Tensor) -> int:
         """Network calls that one call at ``t`` costs."""
-        cost: Callable[[Tensor], int] = getattr(self.field, "calls", lambda t: 1)
-        return cost(t)
+        return _cost(self.field, t)
 
     def _clock(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Curve, Curve]:
         """The field's time, c, and both schedules there."""
         time = as_time(t, x)
         wanted = (time.reshape(-1)[:1] if one_time(time) else time).double()
-        if wanted.device.type == "cpu" and not bool(((wanted >= 0) & (wanted <= self.most)).all()):
+        looked_at = wanted.device.type == "cpu" and not torch.compiler.is_compiling()
+        if looked_at and not bool(((wanted >= 0) & (wanted <= self.most)).all()):
             raise ValueError(
                 f"t must lie in [0, {self.most:.6g}], where the {self.path.schedule.name} schedule shares its "
                 f"signal-to-noise ratio with the {self.before.schedule.name} one, got {_outside(wanted, self.most):.6g}"
@@ -97,8 +97,8 @@ def reschedule(field: Field, path: AffinePath, to: AffinePath | Schedule) -> Res
         to: the new schedule, or an affine path with it and the same source.
 
     Raises:
-        ValueError: paths from different sources; when called: a time at which the schedules share no ratio
-            (the message names those that they do), or an open end.
+        ValueError: ``to`` of another kind; paths from different sources; a field of `own_starts`; when called: a time
+            at which the schedules share no ratio (the message names those that they do), or an open end.
 
     >>> from pathline import schedules
     >>> path = AffinePath(schedules.linear())
@@ -107,6 +107,10 @@ def reschedule(field: Field, path: AffinePath, to: AffinePath | Schedule) -> Res
     tensor([0.])
     """
     new = AffinePath(to, path.source) if isinstance(to, Schedule) else to
+    if not isinstance(new, AffinePath):
+        raise ValueError(f"to must be a schedule, such as schedules.cosine(), or an affine path, got {to!r}")
+    if own_clock(field):
+        raise ValueError("field must tell the path's time to be rescheduled: take own_starts(reschedule(...), t0)")
     if new.source != path.source:
         raise ValueError(f"to must start from the source of path, {path.source}, got {new.source}")
     return Rescheduled(field, path, new)
@@ -121,14 +125,24 @@ class OwnStarts(nn.Module):
         self.open_ends = self._open_ends(getattr(field, "open_ends", {}))
 
     def forward(self, x: Tensor, s: Tensor, /, **cond: Any) -> Tensor:
+        self._check_rows(x)
         return like(1 - self.t0, x) * self.field(x, self.time(s), **cond)
 
     def posterior_mean(self, x: Tensor, s: Tensor, /, **cond: Any) -> Tensor:
+        self._check_rows(x)
         return self.field.posterior_mean(x, self.time(s), **cond)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def calls(self, s: Tensor) -> int:
+        """Network calls that one call on the clock ``s`` costs."""
+        return _cost(self.field, self.time(s))
 
     def time(self, s: Tensor) -> Tensor:
         """The field's time of every row, shape ``(b,)``."""
         return self.t0.to(s) + s * (1 - self.t0.to(s))
+
+    def _check_rows(self, x: Tensor) -> None:
+        if len(x) != len(self.t0):
+            raise ValueError(f"x must have one row for each of the {len(self.t0)} times in t0, got {len(x)}")
 
     def _open_ends(self, ends: dict[float, float | None]) -> dict[float, float | None]:
         """An open t = 1, with the clock at which no row has passed the field's last time before it."""
@@ -141,12 +155,15 @@ class OwnStarts(nn.Module):
 def own_starts(field: Field, t0: Tensor) -> OwnStarts:
     """A field that gives every row a start time of its own: solve it from 0 to 1, and row i runs from t0[i] to 1.
 
+    Take ODE solvers: its clock is not the path's time, which an SDE's score and `reschedule` need.
+
     Args:
         field: the field.
         t0: start times in [0, 1), shape ``(b,)``, on the state's device.
 
     Raises:
-        ValueError: times of another shape or outside [0, 1), or beyond an end at which the field has no value.
+        ValueError: times of another shape or outside [0, 1), or beyond an end at which the field has no value; at a
+            call, another number of rows.
 
     >>> from pathline.fields import own_starts
     >>> own_starts(lambda x, t: torch.ones_like(x), torch.tensor([0.0, 0.5]))(torch.zeros(2), torch.zeros(2))
@@ -159,6 +176,16 @@ def own_starts(field: Field, t0: Tensor) -> OwnStarts:
     if bool(((t0 < least) | (t0 >= most)).any()):
         raise ValueError(f"t0 must lie in [{least:.6g}, {most:.6g}), where this field has a value, got {_range(t0)}")
     return OwnStarts(field, t0)
+
+
+def own_clock(field: Field) -> bool:
+    """Whether ``field``, or a module in it, is of `own_starts`."""
+    return isinstance(field, nn.Module) and any(isinstance(part, OwnStarts) for part in field.modules())
+
+
+def _cost(field: Field, t: Tensor) -> int:
+    cost: Callable[[Tensor], int] = getattr(field, "calls", lambda t: 1)
+    return cost(t)
 
 
 def _equal_snr(before: Schedule, after: Schedule, t: Tensor) -> Tensor:

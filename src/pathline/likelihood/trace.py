@@ -13,7 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pathline.recording import recordable
+from pathline.solvers.loop import check_returned
 from pathline.typing import Field
+from pathline.wording import whole
 
 Probe = Literal["rademacher", "gaussian"]
 """The law of Hutchinson's probes; signs have the smaller variance."""
@@ -34,11 +37,12 @@ KEPT = 512
 """Dimensions up to which unit vectors are kept from call to call."""
 
 
+@recordable
 def divergence(field: Field, x: Float[Tensor, "b *d"], t: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
     """The velocity ``(b, *d)`` and its exact divergence ``(b,)``, by one backward pass per dimension.
 
     Raises:
-        ValueError: more than `MOST_EXACT` dimensions.
+        ValueError: more than `MOST_EXACT` dimensions; a field that returns another shape or dtype.
     """
     velocity, columns = exact(field, x)(x, t, **cond)
     return velocity, columns[:, 0]
@@ -62,11 +66,9 @@ def draw_probes(x: Tensor, k: int, law: Probe, generator: torch.Generator | None
     """Probes ``(k, *x.shape)`` in x's dtype, drawn where the generator lives and moved to x.
 
     Raises:
-        ValueError: k below 1, or another law.
+        ValueError: k below 1 or not whole, or another law.
     """
-    if k < 1:
-        raise ValueError(f"probes must be at least 1, got {k}")
-    shape, device = (k, *x.shape), x.device if generator is None else generator.device
+    shape, device = (whole("probes", k), *x.shape), x.device if generator is None else generator.device
     if law == "gaussian":
         return torch.randn(shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
     if law != "rademacher":
@@ -82,8 +84,7 @@ def _by_backward(
         # without gradients a view of rows that want them must be cut off, or its own derivative comes out zero
         at = x if keep and x.requires_grad else x.detach().requires_grad_(True)
         velocity = field(at, t, **cond)
-        if velocity.shape != x.shape:
-            raise ValueError(f"field must return the shape of x, {tuple(x.shape)}, got {tuple(velocity.shape)}")
+        check_returned(velocity, x)
         if not velocity.requires_grad:
             return velocity, velocity.new_zeros(len(x), 1 if summed else k)
         keep = keep and (x.requires_grad or _reaches_beyond(velocity, at))

@@ -8,6 +8,7 @@ from pathline.grids import eased, power, uniform
 from pathline.solvers.loop import grid_for
 from pathline.solvers.multistep import ab2, ab3, abm
 from pathline.typing import Field, Solver
+from pathline.wording import whole
 
 
 def _power(n: int) -> Tensor:
@@ -46,8 +47,7 @@ def method_for(nfe: int, field: Field) -> tuple[Solver, Tensor]:
     >>> solver.name, grid
     ('ab3', tensor([0.0000, 0.3505, 0.6464, 0.8750, 1.0000], dtype=torch.float64))
     """
-    if nfe < 1:
-        raise ValueError(f"nfe must be at least 1 call, got {nfe}")
+    nfe = whole("nfe", nfe, "call")
     refused: ValueError | None = None
     for least, solver, spacing in RULE:
         try:

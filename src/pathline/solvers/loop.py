@@ -10,9 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pathline.fields.retimed import own_clock
 from pathline.grids import check_grid, uniform
 from pathline.solvers.runge_kutta import rk4
 from pathline.typing import Field, Solver
+from pathline.wording import whole
 
 LAST = 0.999
 """Where an adaptive solver stops before an open t = 1 if neither it, nor the field, nor an inner node says so."""
@@ -39,7 +41,10 @@ class Solution:
     slopes: Tensor | None = None
 
     def at(self, t: float) -> Tensor:
-        """The state at any time that was passed, by cubic Hermite interpolation (error O(h^4)), shape ``(b, *d)``.
+        """The state at any time that was passed, by cubic Hermite interpolation, shape ``(b, *d)``.
+
+        Next to the error of the states at both nodes, it adds one of O(h^4). A multistep method makes its first step
+        by Euler's and corrects it at the next call, so inside its first step the error is O(h^2).
 
         Raises:
             ValueError: a solve without ``dense=True``; a time outside the solve.
@@ -83,19 +88,16 @@ def solve(
 
     Raises:
         ValueError: a bad grid, an empty or non-finite x, a field that returns another shape or dtype, an exact
-            field solved from its open end.
-        RuntimeError: the solution is not finite; the message names the time.
+            field solved from its open end, an SDE solver for a field of `pathline.fields.own_starts`.
+        RuntimeError: the solution is not finite; the message names the time of the first call that was not, or the
+            node from which on the states are too large.
 
     >>> solve(lambda x, t: -x, torch.ones(1), uniform(8)).x
     tensor([0.3679])
     """
     nodes = check_grid(uniform(16) if grid is None else grid).tolist()
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise ValueError(f"x must be a tensor of floating-point numbers, got {_kind(x)}")
-    if x.ndim == 0 or len(x) == 0 or not bool(x.isfinite().all()):
-        raise ValueError(f"x must be a batch of finite states, got shape {tuple(x.shape)} or numbers that are not")
-    if not hasattr(solver, "step"):
-        raise ValueError(f"solver must be a method of pathline.solvers, such as solvers.heun, got {solver!r}")
+    check_states("x", x)
+    _check_field(field, solver)
     plan = _plan(nodes, _open_ends(field, nodes, solver))
     call = _Call(field, cond, torch.promote_types(x.dtype, torch.float32), remember=dense)
     last, states = x, [x]
@@ -107,9 +109,10 @@ def solve(
     slopes = _slopes(call, plan, states) if dense else None
     nfe = call.count
     if not bool(last.isfinite().all()):
-        again = (s for s, y in _moves(call, x, plan, solver) if not bool(y.isfinite().all()))
-        bad = next(again, nodes[-1])  # a method that draws may not meet it again
-        raise RuntimeError(f"the solution is not finite from t = {bad:.6g} on: take smaller steps, or mend the field")
+        again = _Watched(field, cond, call.time_dtype, remember=False)
+        bad = (s for s, y in _moves(again, x, plan, solver) if not bool(y.isfinite().all()))
+        first = next(bad, nodes[-1])  # a method that draws may not meet it again
+        raise RuntimeError(f"the solution is not finite from t = {first:.6g} on: take smaller steps, or mend the field")
     times = torch.tensor([nodes[0], *(move.stop for move in plan)], dtype=torch.float64)
     kept = torch.stack(states) if keep_states or dense else None
     return Solution(last, times, nfe, plan[-1].kind == "close", kept, slopes)
@@ -127,16 +130,19 @@ def grid_for(nfe: int, solver: Solver, field: Field, spacing: Callable[[int], Te
     Raises:
         ValueError: an nfe that the method can't spend; the message names the nearest two that it can.
     """
-    if nfe != int(nfe):
-        raise ValueError(f"nfe must be a whole number of calls, got {nfe}")
+    nfe = whole("nfe", nfe, "call")
     own = getattr(solver, "grid", None)
     if isinstance(own, Tensor):
-        if len(own) - 1 != nfe:
-            raise ValueError(f"nfe must be {len(own) - 1}, for which this solver was tuned, got {nfe}")
+        tuned = getattr(solver, "nfe", len(own) - 1)
+        if tuned != nfe:
+            raise ValueError(f"nfe must be {tuned}, for which this solver was tuned, got {nfe}")
         return own
     each = solver.calls
     if each is None:
-        raise ValueError(f"{solver.name} chooses its own steps, so its nfe can't be set")
+        raise ValueError(
+            f"{solver.name} chooses its own steps, so its nfe can't be set: "
+            "set its tolerances, or take a fixed-step solver such as abm"
+        )
     if hasattr(field, "calls"):
         return _grid_by_trial(nfe, solver, field, spacing)
     ends = getattr(field, "open_ends", {})
@@ -159,7 +165,7 @@ def _grid_by_trial(nfe: int, solver: Solver, field: Field, spacing: Callable[[in
         return solve(_StandIn(field), torch.zeros(1), spacing(n), solver).nfe
 
     n = 1 + bisect_left(range(1, 4 * nfe + 2), nfe, key=spent)
-    if nfe < 1 or spent(n) != nfe:
+    if spent(n) != nfe:
         nearest = sorted({spent(max(1, n - 1)), spent(n)})
         raise ValueError(
             f"nfe must be one that {solver.name} can spend on this field, "
@@ -260,6 +266,32 @@ def _hermite(x: Tensor, y: Tensor, slopes: Tensor, h: float, passed: float) -> T
     return line + passed * (1 - r) * ((1 - r) * (slopes[0] - chord) - r * (slopes[1] - chord))
 
 
+def check_states(name: str, x: Tensor) -> None:
+    """Raises ValueError where ``x`` is no batch of finite floating-point states."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise ValueError(f"{name} must be a tensor of floating-point numbers, got {_kind(x)}")
+    if x.ndim == 0 or len(x) == 0 or not bool(x.isfinite().all()):
+        raise ValueError(f"{name} must be a batch of finite states, got shape {tuple(x.shape)} or numbers that are not")
+
+
+def check_returned(value: Tensor, x: Tensor) -> None:
+    """Raises ValueError where what a field returned at ``x`` is not shaped or typed like it."""
+    if not isinstance(value, Tensor) or value.shape != x.shape or value.dtype != x.dtype:
+        raise ValueError(f"field must return the shape and dtype of x, {_kind(x)}, got {_kind(value)}")
+
+
+def _check_field(field: Field, solver: Solver) -> None:
+    if not callable(field):
+        raise ValueError(f"field must be a function field(x, t), such as a network, got {field!r}")
+    if not hasattr(solver, "step") or isinstance(solver, type):
+        raise ValueError(f"solver must be a method of pathline.solvers, such as solvers.heun, got {solver!r}")
+    if getattr(solver, "random", False) and own_clock(field):
+        raise ValueError(
+            f"field must tell the path's time for {solver.name} to take a score from it, but own_starts has another "
+            "clock: solve the rows of each start by themselves, on a grid from it, or take an ODE solver"
+        )
+
+
 def _kind(value: object) -> str:
     return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
 
@@ -292,11 +324,23 @@ class _Call:
         time = self._time(x, t)
         value = function(x, time, **self.cond)
         self.count += self.cost(time)
-        if not isinstance(value, Tensor) or value.shape != x.shape or value.dtype != x.dtype:
-            raise ValueError(f"field must return the shape and dtype of x, {_kind(x)}, got {_kind(value)}")
+        check_returned(value, x)
         return value
 
     def _time(self, x: Tensor, t: float | Tensor) -> Tensor:
         if isinstance(t, Tensor):
             return t.to(self.time_dtype).expand(len(x))
         return torch.full((), t, dtype=self.time_dtype, device=x.device).expand(len(x))
+
+
+class _Watched(_Call):
+    """Calls that raise RuntimeError at the first value that is not finite where the states are."""
+
+    def _counted(self, function: Field, x: Tensor, t: float | Tensor) -> Tensor:
+        value = super()._counted(function, x, t)
+        if bool(x.isfinite().all()) and not bool(value.isfinite().all()):
+            raise RuntimeError(
+                f"the field is not finite at t = {float(t):.6g}, called at states up to {float(x.abs().max()):.3g}: "
+                "mend the field, or take smaller steps if the states are too large"
+            )
+        return value

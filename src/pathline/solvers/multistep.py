@@ -187,7 +187,7 @@ def exponential(path: AffinePath, order: int = 2, corrected: bool = False) -> Ex
 
     It is exact where the prediction is constant. Forward it extrapolates the data prediction, backward the noise
     prediction, both taken from the velocity. Right at t = 0 and where sigma is 0. It needs the schedule that the
-    field belongs to.
+    field belongs to. To compile a step, take that of ``begin(nodes)``, whose coefficients are plain numbers.
 
     Args:
         path: the affine path of the field.

@@ -12,6 +12,7 @@ arXiv:2011.13456; Albergo, Boffi & Vanden-Eijnden, "Stochastic Interpolants: A U
 Diffusions", arXiv:2303.08797.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -29,6 +30,10 @@ class Stochastic:
     A step that begins or ends where sigma is 0 has no score to lean on and takes g = 0, so its noise is not left on
     the samples. At t = 0 the score is -x, the standard normal's.
 
+    A step h damps a point's distance from its posterior mean by about $1 - h g^2 / (2 \sigma^2)$: where that is below
+    -1, step after step, it grows instead, without an error. So g should fall with sigma towards the data, as 1 - t on
+    a linear path does; for one that grows without bound there no step is small enough.
+
     Attributes:
         path: the affine path of the field, which turns its velocity into a score.
         g: the diffusion coefficient by time.
@@ -40,6 +45,8 @@ class Stochastic:
     g: Callable[[float], float]
     generator: torch.Generator | None = None
     heun: bool = False
+
+    random = True
 
     @property
     def name(self) -> str:
@@ -84,9 +91,12 @@ class Stochastic:
         return pair[0], pair[1]
 
     def _g(self, t: float) -> float:
-        value = float(self.g(t))
+        try:
+            value = float(self.g(t))
+        except ZeroDivisionError:
+            value = math.inf
         if not 0 <= value < float("inf"):
-            raise ValueError(f"g(t) must be finite and not negative, got {value:.6g} at t = {t:.6g}")
+            raise ValueError(f"g(t) must be finite and not negative, got {value:.6g} at t = {t:.6g}: bound it")
         return value
 
     def _sharp(self, t: float) -> bool:

@@ -41,6 +41,7 @@ class Tuned:
         learned: whether anything was gained by tuning; if not, the numbers are those of ``base``.
         error: its RMSE to the converged solution, mean over the held-out noises, in the field's units.
         untuned: that of the best untuned solver and grid.
+        each: network calls that one call of the field costs, 2 for a guided one.
     """
 
     times: tuple[float, ...]
@@ -49,6 +50,7 @@ class Tuned:
     learned: bool
     error: float
     untuned: float
+    each: int = 1
 
     name = "tuned"
     calls = 1
@@ -64,14 +66,14 @@ class Tuned:
 
     @property
     def nfe(self) -> int:
-        return len(self.times)
+        return len(self.times) * self.each
 
     @property
     def grid(self) -> Tensor:
         """The nodes to solve on: 0, the times of all calls but the first, equal ones a little apart, and 1."""
         nodes = [0.0]
         for i, t in enumerate(self.times[1:], start=1):
-            nodes.append(min(max(t, nodes[-1] + APART), 1 - (self.nfe - i) * APART))
+            nodes.append(min(max(t, nodes[-1] + APART), 1 - (len(self.times) - i) * APART))
         return torch.tensor([*nodes, 1.0], dtype=torch.float64)
 
     def begin(self, nodes: Sequence[float]) -> "TunedRun":
@@ -81,7 +83,8 @@ class Tuned:
             ValueError: nodes other than those of ``grid``.
         """
         if list(nodes) != self.grid.tolist():
-            raise ValueError(f"grid must be the tuned solver's own, of {self.nfe} steps from 0 to 1: pass solver.grid")
+            n = len(self.times)
+            raise ValueError(f"grid must be the tuned solver's own, of {n} steps from 0 to 1: pass solver.grid")
         return TunedRun(self)
 
     def step(self, field: Callable[[Tensor, float], Tensor], x: Tensor, t: float, s: float) -> Tensor:

@@ -23,6 +23,7 @@ from pathline.solvers.multistep import ab2, ab3, abm, exponential
 from pathline.solvers.runge_kutta import euler, heun, midpoint, rk3, rk4
 from pathline.solvers.tuned import Tuned, combined, written_out
 from pathline.typing import Field, Solver
+from pathline.wording import whole
 
 STARTS = 4
 """Untuned solvers from which tuning begins; the best of them after `FIRST` steps goes on."""
@@ -96,7 +97,7 @@ def tune(
     Args:
         field: ``field(x, t, **cond)``.
         path: the affine path that it belongs to.
-        nfe: calls of the field a solve; tuning's time grows with the cube of it.
+        nfe: calls a solve, as `solve` counts them; tuning's time grows with the cube of the field's.
         x0: source points, shape ``(n, *d)``, at least 16; some 2,000 do in 2 dimensions, some 500 in 64.
         cond: conditions handed to the field; tensors of n rows go with the rows of x0.
         callback: called after every step.
@@ -105,7 +106,8 @@ def tune(
         A solver with its grid: ``solve(field, x, tuned.grid, tuned)``.
 
     Raises:
-        ValueError: nfe below 1; fewer than 16 points in x0, or any that is not finite.
+        ValueError: nfe below 1, or calls that the field can't spend, such as an odd number where each costs two; a
+            field that costs more at some times than at others; fewer than 16 points in x0, or any that is not finite.
         RuntimeError: no listed solver gets to a finite end.
 
     >>> from pathline import EmpiricalField, schedules
@@ -115,8 +117,11 @@ def tune(
     >>> tuned.error < tuned.untuned / 3
     True
     """
-    if nfe < 1:
-        raise ValueError(f"nfe must be at least 1 call, got {nfe}")
+    each = _cost(field)
+    calls, rest = divmod(whole("nfe", nfe, "call"), each)
+    if rest or calls == 0:
+        least = max(1, calls) * each
+        raise ValueError(f"nfe must be one that this field can spend, such as {least} or {least + each}, got {nfe}")
     if x0.ndim == 0 or len(x0) < LEAST or not bool(x0.isfinite().all()):
         raise ValueError(f"x0 must be at least {LEAST} finite source points, got shape {tuple(x0.shape)}")
     end = solve(field, x0, grids.uniform(CONVERGED), rk4, cond=cond).x
@@ -126,7 +131,7 @@ def tune(
     seen, held = (
         _Noises(field, _rows(cond, some, len(x0)), x0[some], end[some]) for some in (order[:part], order[part:])
     )
-    plans = _plans(field, path, nfe)
+    plans = _plans(field, path, calls)
     if not plans:
         raise RuntimeError(f"no listed solver can spend {nfe} calls on this field; take another nfe")
     began = {name: seen.error(plan) for name, plan in plans.items()}
@@ -151,8 +156,8 @@ def tune(
     done = len(starts) * FIRST
     runs[chosen].go(LAST, tell)
     run = runs[chosen]
-    best = Tuned(*_numbers(run.kept), chosen, True, run.best, floor)
-    return best if run.best < floor else Tuned(*_numbers(plans[name]), name, False, floor, floor)
+    best = Tuned(*_numbers(run.kept), chosen, True, run.best, floor, each)
+    return best if run.best < floor else Tuned(*_numbers(plans[name]), name, False, floor, floor, each)
 
 
 @dataclass(frozen=True)
@@ -295,6 +300,18 @@ def _plans(field: Field, path: AffinePath, nfe: int) -> dict[str, _Plan]:
                 plans[name] = _Plan(*found)
                 break
     return plans
+
+
+def _cost(field: Field) -> int:
+    """What one call of the field costs, at whatever time."""
+    own = getattr(field, "calls", lambda t: 1)
+    costs = {own(t) for t in torch.linspace(0, 1, 65, dtype=torch.float64)[:, None]}
+    if len(costs) > 1:
+        raise ValueError(
+            "field must cost as many calls at every time to be tuned, "
+            f"got {min(costs)} to {max(costs)}: guide it at all times, or take method_for"
+        )
+    return costs.pop()
 
 
 def _bounds(field: Field, path: AffinePath) -> tuple[float, float]:
