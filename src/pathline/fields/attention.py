@@ -29,6 +29,9 @@ LEAST_ALPHA = 0.02
 ROWS, COLUMNS = 512, 1024
 """Queries and components of a block: its logits stay in the cache."""
 
+CHAIN = 256
+"""Products that are added up in float32, before their sum goes to one in float64."""
+
 GROUP = 4
 REST = 1e-6
 """The share of the posterior that a sharp row may leave out."""
@@ -161,8 +164,8 @@ class Attention:
         b, d = x.shape
         y, queries = self._queries(x, alpha, sigma)
         top = queries.new_full((b, 1), torch.finfo(torch.float32).min)
-        total, sums = queries.new_zeros(b, 1), queries.new_zeros(b, d + 1)
-        block = queries.new_empty(b * COLUMNS)
+        total, sums = x.new_zeros(b, 1), x.new_zeros(b, d + 1)
+        block, parts = queries.new_empty(b * COLUMNS), queries.new_empty(COLUMNS // CHAIN, b, d + 1)
         for cols in _slices(len(self.points), COLUMNS):
             keys = self.keys[cols]
             logits = torch.mm(queries, keys.T, out=block[: b * len(keys)].view(b, len(keys)))
@@ -170,12 +173,15 @@ class Attention:
             shrink = (top - new_top).exp2()
             weights = logits.sub_(new_top).exp2_()
             total = total.mul_(shrink).add_(weights.sum(1, keepdim=True))
-            sums = sums.mul_(shrink).addmm_(weights, keys[:, : d + 1])
+            chains = list(_slices(len(keys), CHAIN))
+            for part, own in zip(parts, chains, strict=False):
+                torch.mm(weights[:, own], keys[own, : d + 1], out=part)
+            sums = sums.mul_(shrink).add_(parts[: len(chains)].sum(0))
             top = new_top
-        mean, square = (sums.double() / total).split([d, 1], 1)
+        mean, square = (sums / total).split([d, 1], 1)
         data = self.centre + mean
         gap = x - alpha * data
-        log_sum = top.double() / LOG2E + total.double().log() - 0.5 * (y / sigma).square().sum(1, keepdim=True)
+        log_sum = top.double() / LOG2E + total.log() - 0.5 * (y / sigma).square().sum(1, keepdim=True)
         spread = (-2 * square - mean.square().sum(1, keepdim=True)).clamp_min(0)
         rounding = self._rounding(x, alpha, sigma)
         if scatter:
