@@ -366,7 +366,7 @@ def test_a_gaussian_ends_with_its_width(schedule: Schedule, cov: list[list[float
     off = [float((solve(field, x0, uniform(n)).x - expected).abs().max()) for n in (16, 64)]
     floor = 1e-4 if 1.0 in field.open_ends else 0.0  # sigma / alpha is 1e-3 at the last call
     assert off[0] < 3e-3
-    assert off[1] < floor + off[0] / 8  # t**1.5 has a velocity of order t**0.5 at its start
+    assert off[1] < floor + off[0] / 5  # t**1.5 has a velocity of order t**0.5 at its start
 
 
 def test_a_source_off_the_centre_closes_from_the_last_node_of_a_steep_schedule():

@@ -19,7 +19,7 @@ closed-form of flow matching: generalization does not arise from target stochast
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Literal, TypeGuard
 
@@ -28,6 +28,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor  # pyright: ignore[reportMissingImports]
 
+from pathline.fields import observations
 from pathline.fields.attention import DIRECT, Attention
 from pathline.fields.cells import Cells
 from pathline.fields.chunks import CHUNK, Chunk, last_call, most_central, weigh
@@ -272,6 +273,18 @@ class EmpiricalField(_MixtureField):
         self.reference = most_central(self.points.reshape(len(data), -1))
         self.pairs = Pairs(path, Mixture(data, data.new_zeros(len(data)), weights)) if _mixes(path) else None
         self.open_ends = self._ends() if self.pairs is None else self.pairs.open_ends
+
+    def conditioned(self, observe: Callable[[Tensor], Tensor], y: Tensor, noise: float) -> "EmpiricalField":
+        r"""The exact field of these points given $y = A x_1 + \eta\,\varepsilon$: they stay, their weights change.
+
+        Arguments and errors as for `GaussianMixtureField.conditioned`.
+        """
+        a, y = observations.matrix(observe, self.shape, y, noise), y.double()
+        flat = self.points.reshape(len(self.points), -1)
+        step = max(1, CHUNK // flat.shape[1])
+        gaps = torch.cat([part.double() @ a.T - y for part in flat.split(step)])
+        weights = observations.weights(self.log_weights, -0.5 * (gaps / noise).square().sum(1))
+        return EmpiricalField(self.path, self.points, weights, self.labels, self.rtol)
 
     def _ends(self) -> dict[float, float | None]:
         least, most = _last_stds(self.path, self.points)
@@ -533,6 +546,32 @@ class GaussianMixtureField(_MixtureField):
         self.reference = most_central(self.means)
         self.pairs = Pairs(path, law) if _mixes(path) else None
         self.open_ends = self._ends() if self.pairs is None else self.pairs.open_ends
+
+    def conditioned(self, observe: Callable[[Tensor], Tensor], y: Tensor, noise: float) -> "GaussianMixtureField":
+        r"""The exact field of these data given $y = A x_1 + \eta\,\varepsilon$, $\varepsilon \sim \mathcal N(0, I)$.
+
+        The posterior is a mixture again, see `pathline.fields.observations`; it holds K covariances of d x d numbers.
+
+        Args:
+            observe: A, linear: ``observe(x) -> (n, m)`` for any number of rows, in float64.
+            y: what was seen, ``(m,)``.
+            noise: eta, positive.
+
+        Raises:
+            ValueError: an observe that is not linear, a y of another shape, noise that is not positive; a bridge from a
+                source that shares no axes with the posterior.
+
+        >>> from pathline import schedules
+        >>> field = GaussianMixtureField(AffinePath(schedules.linear()), torch.zeros(1, 2), torch.ones(1))
+        >>> field.conditioned(lambda x: x[:, :1], torch.tensor([2.0]), noise=1.0).means
+        tensor([[1.0000, 0.0000]], dtype=torch.float64)
+        """
+        a = observations.matrix(observe, self.shape, y, noise)
+        scales = self.variances.sqrt()
+        roots = torch.diag_embed(scales) if self.axes is None else self.axes * scales[:, None]
+        means, covs, evidence = observations.gaussians(self.means, roots, a, y.double(), noise)
+        weights = observations.weights(self.log_weights, evidence)
+        return GaussianMixtureField(self.path, means.reshape(-1, *self.shape), covs, weights)
 
     def _ends(self) -> dict[float, float | None]:
         wide, limit = bool(self.variances.any()), self.schedule.keeps_variance and bool(self.variances.all())

@@ -63,7 +63,7 @@ class Pairs:
         """The schedule's, and those at which a component has no width; no flow leaves t = 0 where that is so.
 
         Where the rate of sigma has no limit, neither has the velocity from a source off the centre, and no method's
-        steps reach near it: the last node is then the last call, and the end is narrow by what its posterior mean loses.
+        steps reach near it: the last node is then the last call, and the posterior mean from there is too narrow.
         """
         own = self.path.open_ends if isinstance(self.path, AffinePath) else ()
         steep = 1.0 in own and bool(self.source.centres.any())
