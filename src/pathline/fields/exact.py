@@ -566,6 +566,7 @@ class GaussianMixtureField(_MixtureField):
         >>> field.conditioned(lambda x: x[:, :1], torch.tensor([2.0]), noise=1.0).means
         tensor([[1.0000, 0.0000]], dtype=torch.float64)
         """
+        assert not isinstance(self.path, GaussianPath)
         a = observations.matrix(observe, self.shape, y, noise)
         scales = self.variances.sqrt()
         roots = torch.diag_embed(scales) if self.axes is None else self.axes * scales[:, None]
@@ -673,7 +674,8 @@ def _last_stds(path: ExactPath, points: Tensor) -> tuple[float, float]:
     """The least and the greatest standard deviation of p_t(x given x1) at t = 1."""
     one = torch.ones((), dtype=torch.float64, device=points.device)
     if isinstance(path, AffinePath):
-        return (float(path.schedule(one).sigma),) * 2
+        sigma = float(path.schedule(one).sigma)
+        return sigma, sigma
     step = max(1, CHUNK // max(1, points[0].numel()))
     stds = [path.moments(part.double(), one).std for part in points.split(step)]
     return min(float(std.min()) for std in stds), max(float(std.max()) for std in stds)
