@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from pathline.fields import EmpiricalField, GaussianMixtureField, ParametrizedField
 from pathline.grids import uniform
 from pathline.likelihood import divergence, log_prob, sample_with_log_prob
+from pathline.model import Model
 from pathline.paths import AffinePath
 from pathline.solvers import NAMED, Dopri5, Tableau, euler, euler_maruyama, heun, midpoint, rk4
 from pathline.sources import StandardNormal
@@ -309,3 +310,34 @@ def test_divergence_of_fields_that_do_not_move_with_x():
     x, t = normal(4, 2, 3, seed=0), torch.zeros(4)
     for field in (lambda x, t: torch.ones_like(x), lambda x, t: torch.ones_like(x).requires_grad_(True) * 2):
         assert divergence(field, x, t)[1].tolist() == [0.0] * 4
+
+
+class Linear(nn.Module):
+    """u = A x, whose rows end at exp(A) x0."""
+
+    def __init__(self, matrix: Tensor) -> None:
+        super().__init__()
+        self.matrix = matrix
+
+    def forward(self, x: Tensor, t: Tensor, /) -> Tensor:
+        return x @ self.matrix.T
+
+
+def test_a_model_tells_the_errors_of_its_log_density():
+    matrix, x = torch.tensor([[-1.0, 0.8], [0.3, 0.5]]).double(), normal(2000, 2, seed=1)
+    model = Model(Linear(matrix), AffinePath(SCHEDULES["linear"]), (2,))
+    x0 = torch.linalg.solve(torch.linalg.matrix_exp(matrix), x.T).T
+    truth = StandardNormal().log_prob(x0) - matrix.trace()
+    found = model.log_prob_with_error(x)
+    assert found.error is not None
+    assert found.se is None
+    assert found.nfe == 96
+    assert float(found.error.min()) > 0
+    close(found.x0, x0, 1e-5)
+    assert 0.3 < float((found.value - truth).norm() / found.error.norm()) < 3
+    assert torch.equal(model.log_prob(x), found.value)
+    for draws in (1, 3):
+        rough = model.log_prob_with_error(x, probes=8, generator=seeded(1), draws=draws)
+        assert rough.se is not None
+        assert rough.nfe == 96 * draws
+        assert 0.8 < float((rough.value - truth).square().mean() / rough.se.square().mean()) < 1.25

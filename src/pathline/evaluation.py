@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pathline.data.toy import Toy
+from pathline.likelihood import LogProb
 from pathline.metrics import Measure, compare, w2
 from pathline.model import Model
 from pathline.sources import StandardNormal
@@ -84,12 +85,41 @@ def score(
     Integer and decimal columns are averaged over ``draws`` seeded dequantisations. Above 32 dimensions the trace is
     estimated by 8 Hutchinson probes.
     """
-    generator = torch.Generator().manual_seed(seed)
+    return model.log_prob(rows, **_options(model, condition, draws, None, seed, callback))
+
+
+def score_with_error(
+    model: Model,
+    rows: Tensor,
+    condition: np.ndarray | None = None,
+    *,
+    draws: int = 4,
+    probes: int | None = None,
+    seed: int = 0,
+    callback: Callable[[int, int], None] | None = None,
+) -> LogProb:
+    """`score` with the solver's error, and the standard error where rows are dequantised or the trace is estimated."""
+    return model.log_prob_with_error(rows, **_options(model, condition, draws, probes, seed, callback))
+
+
+def _options(
+    model: Model,
+    condition: np.ndarray | None,
+    draws: int,
+    probes: int | None,
+    seed: int,
+    callback: Callable[[int, int], None] | None,
+) -> dict[str, Any]:
     whole = not isinstance(model.transform, Identity) and model.transform.dequantises
-    probes = PROBES if model.shape and int(np.prod(model.shape)) > EXACT_TRACE else None
-    cond = _cond(model, condition)
-    options: dict[str, Any] = {"probes": probes, "generator": generator, "callback": callback}
-    return model.log_prob(rows, cond=cond, draws=draws if whole else 1, **options)
+    if probes is None and model.shape and int(np.prod(model.shape)) > EXACT_TRACE:
+        probes = PROBES
+    return {
+        "cond": _cond(model, condition),
+        "draws": draws if whole else 1,
+        "probes": probes,
+        "generator": torch.Generator().manual_seed(seed),
+        "callback": callback,
+    }
 
 
 def _sobol_w2(model: Model, law: Toy, seed: int) -> Measure:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pathline import nets, schedules, solvers, typing
 from pathline.fields import ParametrizedField
 from pathline.files import read_tensors, write_tensors
-from pathline.likelihood import log_prob
+from pathline.likelihood import LogProb, log_prob
 from pathline.paths import AffinePath
 from pathline.solvers import Tuned, TuneStep
 from pathline.sources import StandardNormal
@@ -197,6 +197,25 @@ class Model:
     ) -> Tensor:
         """Log-density of rows in nats, in the user's units, shape ``(n,)``.
 
+        Arguments and errors are those of `log_prob_with_error`, whose value it is, at two thirds of the calls.
+        """
+        return self._log_probs(x, cond or {}, draws, probes, generator, callback, with_error=False).value
+
+    def log_prob_with_error(
+        self,
+        x: Tensor,
+        *,
+        cond: Mapping[str, Tensor] | None = None,
+        draws: int = 1,
+        probes: int | None = None,
+        generator: torch.Generator | None = None,
+        callback: Callable[[int, int], None] | None = None,
+    ) -> LogProb:
+        """Log-density of rows in nats, in the user's units, with the solver's error and the standard error.
+
+        Of several draws, se is taken over them (``None`` for one draw with the exact trace or a single probe), error is
+        their mean, nfe all calls for a row and x0 the last one's.
+
         Args:
             x: rows in the user's units.
             cond: conditions by keyword, each ``(n, ...)``.
@@ -209,19 +228,7 @@ class Model:
             ValueError: a conditional model without conditions, or not one for each row; no rows, or rows of the wrong
                 shape; draws below 1.
         """
-        if x.ndim == 0 or len(x) == 0 or draws < 1:
-            raise ValueError(f"x must have at least one row and draws be at least 1, got {tuple(x.shape)} and {draws}")
-        cond = cond or {}
-        self._check_cond(cond, len(x))
-        rows = max(1, _NUMBERS // max(1, int(np.prod(self.shape))) // 64)
-        parts = []
-        for first in range(0, len(x), rows):
-            some = {key: value[first : first + rows] for key, value in cond.items()}
-            own = [self._log_prob(x[first : first + rows], some, probes, generator) for _ in range(draws)]
-            parts.append(torch.stack(own).mean(0))
-            if callback is not None:
-                callback(min(first + rows, len(x)), len(x))
-        return torch.cat(parts)
+        return self._log_probs(x, cond or {}, draws, probes, generator, callback, with_error=True)
 
     def save(self, path: str | Path) -> None:
         """Writes the model to ``path``, one safetensors file; the same model gives the same bytes.
@@ -299,9 +306,39 @@ class Model:
             if len(value) != n:
                 raise ValueError(f"cond must have one entry for each of {n} rows, got {len(value)} of {name}")
 
+    def _log_probs(
+        self,
+        x: Tensor,
+        cond: Mapping[str, Tensor],
+        draws: int,
+        probes: int | None,
+        generator: torch.Generator | None,
+        callback: Callable[[int, int], None] | None,
+        with_error: bool,
+    ) -> LogProb:
+        if x.ndim == 0 or len(x) == 0 or draws < 1:
+            raise ValueError(f"x must have at least one row and draws be at least 1, got {tuple(x.shape)} and {draws}")
+        self._check_cond(cond, len(x))
+        rows = max(1, _NUMBERS // max(1, int(np.prod(self.shape))) // 64)
+        parts = []
+        for first in range(0, len(x), rows):
+            some = {key: value[first : first + rows] for key, value in cond.items()}
+            part = x[first : first + rows]
+            parts.append(_mean([self._log_prob(part, some, probes, generator, with_error) for _ in range(draws)]))
+            if callback is not None:
+                callback(min(first + rows, len(x)), len(x))
+        value, x0 = torch.cat([part.value for part in parts]), torch.cat([part.x0 for part in parts])
+        error, se = _joined([part.error for part in parts]), _joined([part.se for part in parts])
+        return LogProb(value, error, se, x0, parts[0].nfe)
+
     def _log_prob(
-        self, x: Tensor, cond: Mapping[str, Tensor], probes: int | None, generator: torch.Generator | None
-    ) -> Tensor:
+        self,
+        x: Tensor,
+        cond: Mapping[str, Tensor],
+        probes: int | None,
+        generator: torch.Generator | None,
+        with_error: bool,
+    ) -> LogProb:
         z, log_abs_det = self.transform.forward(x, generator)
         if tuple(z.shape[1:]) != self.shape:
             raise ValueError(f"x must have rows of shape {self.shape}, got {tuple(x.shape)}")
@@ -314,11 +351,11 @@ class Model:
                 source=self.path.source,
                 begin=begin,
                 probes=probes,
-                with_error=False,
+                with_error=with_error,
                 cond=cond,
                 generator=_generator_on(weight.device, generator),
             )
-        return result.value.to(log_abs_det) + log_abs_det
+        return replace(result, value=result.value.to(log_abs_det) + log_abs_det)
 
     def _net_config(self) -> dict[str, Any] | None:
         net = self.field.net if isinstance(self.field, ParametrizedField) else self.field
@@ -333,6 +370,20 @@ class Model:
         if path.schedule.name not in schedules.SHIPPED:
             return None
         return {"name": path.schedule.name, **path.schedule.options}
+
+
+def _mean(draws: list[LogProb]) -> LogProb:
+    """Over dequantisations of the same rows."""
+    values = torch.stack([one.value for one in draws])
+    errors = [one.error for one in draws if one.error is not None]
+    error = torch.stack(errors).mean(0) if errors else None
+    se = draws[0].se if len(draws) == 1 else (values.std(0) / len(draws) ** 0.5).nan_to_num(0.0)  # all -inf: certain
+    return LogProb(values.mean(0), error, se, draws[-1].x0, sum(one.nfe for one in draws))
+
+
+def _joined(parts: list[Tensor | None]) -> Tensor | None:
+    given = [part for part in parts if part is not None]
+    return torch.cat(given) if given else None
 
 
 def load(

@@ -38,6 +38,7 @@ class Schedule:
         options: the arguments of that factory.
         curve: ``t -> Curve``, for ``t`` of any shape in [0, 1].
         open_ends: the ends of [0, 1] at which the rates have no finite limit.
+        keeps_variance: whether $\alpha^2 + \sigma^2 = 1$.
 
     >>> linear()(torch.tensor(0.25)).sigma
     tensor(0.7500)
@@ -47,6 +48,7 @@ class Schedule:
     curve: Callable[[Tensor], Curve] = field(repr=False, compare=False)
     options: Mapping[str, Any] = field(default_factory=dict)
     open_ends: tuple[float, ...] = ()
+    keeps_variance: bool = False
 
     def __call__(self, t: Float[Tensor, "*b"]) -> Curve:
         return self.curve(t)
@@ -55,6 +57,14 @@ class Schedule:
         r"""$\log(\alpha^2 / \sigma^2)$: minus infinity at pure source, infinity where sigma is zero."""
         curve = self.curve(t)
         return 2 * (curve.alpha.log() - curve.sigma.log())
+
+    def half_rate(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        r"""$\sigma \dot\sigma$, half the rate of $\sigma^2$.
+
+        Where variance is kept it is $-\alpha \dot\alpha$, which has a limit where the rate of sigma has none.
+        """
+        curve = self.curve(t)
+        return -curve.alpha * curve.alpha_rate if self.keeps_variance else curve.sigma * curve.sigma_rate
 
     def time_of_log_snr(self, log_snr: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
         """The t at which `log_snr` has the given value, by bisection to the last bit of float64.
@@ -123,7 +133,7 @@ def variance_preserving(beta_min: float = 0.1, beta_max: float = 20.0) -> Schedu
 
     With $a(t) = \exp(-\tfrac14 (1-t)^2 (\beta_{\max} - \beta_{\min}) - \tfrac12 (1-t) \beta_{\min})$:
     $\alpha = (a - a(0)) / (1 - a(0))$ and $\sigma = \sqrt{1 - \alpha^2}$. The rate of sigma has no limit at
-    t = 1, so velocities are refused there.
+    t = 1, so velocities are refused there, but for those of data with a width, in which it cancels.
 
     Reference: Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations",
     arXiv:2011.13456.
@@ -134,7 +144,7 @@ def variance_preserving(beta_min: float = 0.1, beta_max: float = 20.0) -> Schedu
     if not 0.0 < beta_min <= beta_max < math.inf:
         raise ValueError(f"beta_min and beta_max must satisfy 0 < beta_min <= beta_max, got {beta_min}, {beta_max}")
     curve = partial(_variance_preserving, beta_min=beta_min, beta_max=beta_max)
-    return Schedule("variance_preserving", curve, {"beta_min": beta_min, "beta_max": beta_max}, (1.0,))
+    return Schedule("variance_preserving", curve, {"beta_min": beta_min, "beta_max": beta_max}, (1.0,), True)
 
 
 def custom(alpha: Callable[[Tensor], Tensor], sigma: Callable[[Tensor], Tensor]) -> Schedule:

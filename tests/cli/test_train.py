@@ -54,6 +54,22 @@ def test_score_and_evaluate(folder: Path, capsys: pytest.CaptureFixture[str]) ->
     assert {"w2", "c2st", "log_likelihood"} <= set(json.loads(capsys.readouterr().out))
 
 
+def test_scores_have_their_errors_beside_them(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["score", str(folder / "run"), str(folder / "t.csv"), "--out", str(folder / "e.csv")]
+    assert main(words) == 0
+    exact, said = pd.read_csv(folder / "e.csv"), capsys.readouterr().out
+    assert list(exact.columns) == ["log_prob", "error", "se"]
+    assert ((exact.error > 0) & (exact.error < 0.1)).all()
+    bars = f"solver error {exact.error.mean():.1e}, standard error {exact.se.mean():.1e} (means)"
+    assert f"; {bars}; 384 model calls a row" in said  # 4 dequantisations
+    assert main([*words, "--force", "--probes", "2", "--seed", "1"]) == 0
+    rough = pd.read_csv(folder / "e.csv")
+    off, expected = (rough.log_prob - exact.log_prob) ** 2, rough.se**2 + exact.se**2
+    assert 0.6 < off.mean() / expected.mean() < 1.6
+    assert main([*words, "--force", "--probes", "0"]) == 2
+    assert "--probes must be at least 1, got 0" in capsys.readouterr().err
+
+
 def test_same_seed_same_bytes(tmp_path: Path) -> None:
     for name in "ab":
         assert main(["train", "moons", "--out", str(tmp_path / name), "--steps", "10"]) == 0

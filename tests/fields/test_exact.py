@@ -7,13 +7,16 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
-from pathline import schedules
+from pathline import likelihood, schedules
 from pathline.fields import EmpiricalField, GaussianMixtureField
 from pathline.fields import exact as module
+from pathline.grids import uniform
 from pathline.likelihood import divergence
 from pathline.paths import AffinePath, GaussianPath
 from pathline.schedules import Schedule
-from pathline.sources import Points
+from pathline.solvers import solve, tune
+from pathline.sources import Mixture, Points, StandardNormal
+from pathline.typing import Source
 from problems import (
     SCHEDULES,
     SEED_GAUSSIAN,
@@ -317,7 +320,7 @@ def test_points_without_width_have_no_velocity_at_the_end(path: AffinePath | Gau
 
 def test_open_ends_are_those_of_every_point_and_of_the_schedule():
     some = GaussianPath(lambda x1, t: t * x1, lambda x1, t: torch.where(x1[:, 0] > 0, 1 - 0.5 * t, 1 - t))
-    assert EmpiricalField(some, torch.tensor([[1.0], [-1.0]])).open_ends == {1.0: None}
+    assert EmpiricalField(some, torch.tensor([[1.0], [-1.0]])).open_ends == {1.0: 0.999}
     assert EmpiricalField(some, torch.tensor([[1.0], [2.0]])).open_ends == {}
     steep_start = AffinePath(schedules.custom(torch.sqrt, lambda t: 1 - 0.5 * t))
     steep_end = AffinePath(schedules.custom(lambda t: t, lambda t: 0.5 + 0.5 * (1 - t).sqrt()))
@@ -326,17 +329,65 @@ def test_open_ends_are_those_of_every_point_and_of_the_schedule():
         assert make(steep_end).open_ends == {1.0: None}
 
 
-def test_open_ends_of_a_mixture_depend_on_its_narrowest_direction():
-    path, flat = AffinePath(SCHEDULES["cosine"]), torch.diag_embed(torch.tensor([[1.0, 0.0]]))
+@pytest.mark.parametrize("name", ["cosine", "vp"])
+def test_open_ends_of_a_mixture_depend_on_its_narrowest_direction(name: str):
+    path, flat = AffinePath(SCHEDULES[name]), torch.diag_embed(torch.tensor([[1.0, 0.0]]))
+    near = {1.0: SCHEDULES[name].inner_time(1.0)}
     for covs, ends in (
         (torch.zeros(1), {1.0: None}),
-        (torch.tensor([[1.0, 0.0]]), {1.0: None}),
-        (flat, {1.0: None}),
+        (torch.tensor([[1.0, 0.0]]), near),
+        (flat, near),
         (flat + 1e-3, {}),
         (torch.ones(1), {}),
     ):
         assert GaussianMixtureField(path, torch.zeros(1, 2), covs).open_ends == ends
-    assert GaussianMixtureField(AffinePath(SCHEDULES["vp"]), torch.zeros(1, 2), torch.ones(1)).open_ends == {1.0: None}
+
+
+STEEP = schedules.custom(lambda t: t, lambda t: (1 - t).sqrt())
+"""A rate of sigma without a limit at t = 1, of which nothing more is known."""
+
+
+def gaussian_end(schedule: Schedule, x0: Tensor, mean: Tensor, cov: Tensor) -> Tensor:
+    """Where the flow to N(mean, cov) takes x0: its map is affine, with the root of the covariance."""
+    variances, axes = torch.linalg.eigh(cov)
+    spread = (variances.clamp_min(0) + schedule(number(1.0)).sigma ** 2).sqrt()
+    return mean + x0 @ (axes * spread) @ axes.T
+
+
+@pytest.mark.parametrize(
+    "source", [StandardNormal(), Mixture(torch.zeros(1, 2), torch.ones(1))], ids=["normal", "mixture"]
+)
+@pytest.mark.parametrize("cov", [[[0.1, 0.0], [0.0, 0.1]], [[0.4, 0.2], [0.2, 0.3]], [[0.1, 0.0], [0.0, 0.0]]], ids=str)
+@pytest.mark.parametrize("schedule", [*SCHEDULES.values(), STEEP], ids=[*SCHEDULES, "steep"])
+def test_a_gaussian_ends_with_its_width(schedule: Schedule, cov: list[list[float]], source: Source):
+    mean, covariance, x0 = torch.tensor([1.0, -0.5]).double(), torch.tensor(cov).double(), normal(50, 2, seed=1)
+    field = GaussianMixtureField(AffinePath(schedule, source), mean[None], covariance[None])
+    expected = gaussian_end(schedule, x0, mean, covariance)
+    off = [float((solve(field, x0, uniform(n)).x - expected).abs().max()) for n in (16, 64)]
+    floor = 1e-4 if 1.0 in field.open_ends else 0.0  # sigma / alpha is 1e-3 at the last call
+    assert off[0] < 3e-3
+    assert off[1] < floor + off[0] / 5  # t**1.5 has a velocity of order t**0.5 at its start
+
+
+def test_a_source_off_the_centre_closes_from_the_last_node_of_a_steep_schedule():
+    path = AffinePath(SCHEDULES["vp"], Mixture(torch.ones(1, 2), torch.ones(1)))
+    field, x0 = GaussianMixtureField(path, torch.zeros(1, 2), torch.full((1,), 0.1)), normal(20, 2, seed=1)
+    assert field.open_ends == {1.0: None}
+    assert float((solve(field, 1 + x0, uniform(64)).x - 0.1**0.5 * x0).abs().max()) < 0.03
+
+
+def test_densities_reach_the_end_of_the_variance_preserving_path():
+    field = GaussianMixtureField(AffinePath(SCHEDULES["vp"]), normal(3, 2, seed=0), 0.1 * torch.ones(3))
+    x1 = normal(10, 2, seed=1)
+    close(likelihood.log_prob(field, x1, grid=uniform(96)).value, field.log_prob(x1, number(1.0)), 1e-3)
+
+
+def test_a_solver_is_tuned_against_the_width_of_a_gaussian():
+    path, mean = AffinePath(SCHEDULES["vp"]), torch.zeros(1, 2).double()
+    field = GaussianMixtureField(path, mean, torch.full((1,), 0.1))
+    learned = tune(field, path, 8, normal(64, 2, seed=1))
+    x0 = normal(100, 2, seed=2)
+    close(solve(field, x0, learned.grid, learned).x, 0.1**0.5 * x0, 2e-3)
 
 
 def test_covariances_may_be_symmetric_up_to_rounding():

@@ -353,8 +353,11 @@ def test_the_ends_are_open_where_a_component_has_no_width():
         (EmpiricalField(AffinePath(schedules.linear(0.2), mixed), data), {}),
         (GaussianMixtureField(AffinePath(LINEAR, points), data, wide), {0.0: None}),
         (GaussianMixtureField(AffinePath(LINEAR, mixed), data, wide), {}),
-        (GaussianMixtureField(AffinePath(LINEAR, mixed), data, flat), {1.0: None}),
-        (GaussianMixtureField(AffinePath(LINEAR, Mixture(data, flat)), data, flat.flip(1)), {0.0: None, 1.0: None}),
+        (GaussianMixtureField(AffinePath(LINEAR, mixed), data, flat), {1.0: LINEAR.inner_time(1.0)}),
+        (
+            GaussianMixtureField(AffinePath(LINEAR, Mixture(data, flat)), data, flat.flip(1)),
+            {0.0: None, 1.0: LINEAR.inner_time(1.0)},
+        ),
         (EmpiricalField(BridgePath(points, 0.5), data), {0.0: None, 1.0: None}),
         (EmpiricalField(smooth, data), {}),
         (GaussianMixtureField(BridgePath(mixed, 0.5), data, wide), {}),

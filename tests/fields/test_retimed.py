@@ -12,7 +12,7 @@ from pathline.paths import AffinePath
 from pathline.schedules import Schedule
 from pathline.solvers import Dopri5, abm, euler, grid_for, heun, rk4, solve
 from pathline.sources import Points
-from problems import SCHEDULES, Answers, annulus, close, every_shape, normal, number, seeded
+from problems import SCHEDULES, Answers, annulus, close, every_schedule, every_shape, normal, number, seeded
 
 LINEAR = SCHEDULES["linear"]
 SHIPPED = {name: schedule for name, schedule in SCHEDULES.items() if name != "custom"}
@@ -75,6 +75,15 @@ def test_ends_are_refused_only_where_the_velocities_say_nothing():
     for (a, b), (start, end) in refused.items():
         assert start == (a in silent and b not in silent), (a, b)
         assert end == ("vp" in (a, b) and "linear-0.2" not in (a, b)), (a, b)
+
+
+@every_schedule
+def test_a_gaussian_moved_off_the_variance_preserving_schedule_keeps_its_width(schedule: Schedule):
+    path, x = AffinePath(SCHEDULES["vp"]), normal(20, 2, seed=3)
+    moved = reschedule(GaussianMixtureField(path, torch.ones(1, 2), torch.full((1,), 0.1)), path, schedule)
+    if moved.most == 1:
+        width = (0.1 + schedule(number(1.0)).sigma ** 2).sqrt()
+        close(solve(moved, x, uniform(32)).x, 1 + width * x, 5e-4)
 
 
 @every_pair

@@ -19,7 +19,7 @@ closed-form of flow matching: generalization does not arise from target stochast
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Literal, TypeGuard
 
@@ -28,9 +28,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor  # pyright: ignore[reportMissingImports]
 
+from pathline.fields import observations
 from pathline.fields.attention import DIRECT, Attention
 from pathline.fields.cells import Cells
-from pathline.fields.chunks import CHUNK, Chunk, most_central, weigh
+from pathline.fields.chunks import CHUNK, Chunk, last_call, most_central, weigh
 from pathline.fields.pairs import PairChunk, Pairs
 from pathline.paths import AffinePath, BridgePath, GaussianPath, as_time, one_time
 from pathline.schedules import Curve, Schedule
@@ -62,6 +63,8 @@ class _MixtureField(ABC):
     pairs: Pairs | None
     reference: slice
     labels: Tensor | None = None
+    open_ends: dict[float, float | None]
+    """Ends of [0, 1] at which there is no velocity, each with the time of the last call before it."""
 
     @abstractmethod
     def chunk(self, x: Tensor, t: Tensor, rows: slice) -> Chunk:
@@ -70,11 +73,6 @@ class _MixtureField(ABC):
     @abstractmethod
     def chunk_width(self, times: int) -> int:
         """Numbers that a chunk holds for each row and component, given how many times it is asked for."""
-
-    @property
-    @abstractmethod
-    def open_ends(self) -> dict[float, float | None]:
-        """Ends of [0, 1] at which there is no velocity; the grid's last node is the last call before one."""
 
     def __call__(self, x: Float[Tensor, "b *d"], t: Float[Tensor, "*b"], /, *, label: Tensor | None = None) -> Tensor:
         """The velocity u_t(x), shaped like ``x``.
@@ -274,11 +272,23 @@ class EmpiricalField(_MixtureField):
         self.log_weights = log_weights(weights, data)
         self.reference = most_central(self.points.reshape(len(data), -1))
         self.pairs = Pairs(path, Mixture(data, data.new_zeros(len(data)), weights)) if _mixes(path) else None
-        self._sharp = self.pairs is None and _ends_in_points(path, self.points)
+        self.open_ends = self._ends() if self.pairs is None else self.pairs.open_ends
 
-    @property
-    def open_ends(self) -> dict[float, float | None]:
-        return _open_ends(self.path, self._sharp) if self.pairs is None else self.pairs.open_ends
+    def conditioned(self, observe: Callable[[Tensor], Tensor], y: Tensor, noise: float) -> "EmpiricalField":
+        r"""The exact field of these points given $y = A x_1 + \eta\,\varepsilon$: they stay, their weights change.
+
+        Arguments and errors as for `GaussianMixtureField.conditioned`.
+        """
+        a, y = observations.matrix(observe, self.shape, y, noise), y.double()
+        flat = self.points.reshape(len(self.points), -1)
+        step = max(1, CHUNK // flat.shape[1])
+        gaps = torch.cat([part.double() @ a.T - y for part in flat.split(step)])
+        weights = observations.weights(self.log_weights, -0.5 * (gaps / noise).square().sum(1))
+        return EmpiricalField(self.path, self.points, weights, self.labels, self.rtol)
+
+    def _ends(self) -> dict[float, float | None]:
+        least, most = _last_stds(self.path, self.points)
+        return _open_ends(self.path, least == 0 or 1.0 in self.path.open_ends, wide=most > 0)
 
     def chunk_width(self, times: int) -> int:
         if self.pairs is not None:
@@ -535,16 +545,44 @@ class GaussianMixtureField(_MixtureField):
         self.means, self.variances, self.axes, self.log_weights = law.centres, law.variances, law.axes, law.log_weights
         self.reference = most_central(self.means)
         self.pairs = Pairs(path, law) if _mixes(path) else None
-        self._sharp = self.pairs is None and _ends_in_points(path, self.means) and float(self.variances.min()) <= 0
+        self.open_ends = self._ends() if self.pairs is None else self.pairs.open_ends
+
+    def conditioned(self, observe: Callable[[Tensor], Tensor], y: Tensor, noise: float) -> "GaussianMixtureField":
+        r"""The exact field of these data given $y = A x_1 + \eta\,\varepsilon$, $\varepsilon \sim \mathcal N(0, I)$.
+
+        The posterior is a mixture again, see `pathline.fields.observations`; it holds K covariances of d x d numbers.
+
+        Args:
+            observe: A, linear: ``observe(x) -> (n, m)`` for any number of rows, in float64.
+            y: what was seen, ``(m,)``.
+            noise: eta, positive.
+
+        Raises:
+            ValueError: an observe that is not linear, a y of another shape, noise that is not positive; a bridge from a
+                source that shares no axes with the posterior.
+
+        >>> from pathline import schedules
+        >>> field = GaussianMixtureField(AffinePath(schedules.linear()), torch.zeros(1, 2), torch.ones(1))
+        >>> field.conditioned(lambda x: x[:, :1], torch.tensor([2.0]), noise=1.0).means
+        tensor([[1.0000, 0.0000]], dtype=torch.float64)
+        """
+        assert not isinstance(self.path, GaussianPath)
+        a = observations.matrix(observe, self.shape, y, noise)
+        scales = self.variances.sqrt()
+        roots = torch.diag_embed(scales) if self.axes is None else self.axes * scales[:, None]
+        means, covs, evidence = observations.gaussians(self.means, roots, a, y.double(), noise)
+        weights = observations.weights(self.log_weights, evidence)
+        return GaussianMixtureField(self.path, means.reshape(-1, *self.shape), covs, weights)
+
+    def _ends(self) -> dict[float, float | None]:
+        wide, limit = bool(self.variances.any()), self.schedule.keeps_variance and bool(self.variances.all())
+        sharp = _last_stds(self.path, self.means)[0] == 0 and not bool(self.variances.all())
+        return _open_ends(self.path, sharp or (1.0 in self.path.open_ends and not limit), wide)
 
     @property
     def schedule(self) -> Schedule:
         assert isinstance(self.path, AffinePath)
         return self.path.schedule
-
-    @property
-    def open_ends(self) -> dict[float, float | None]:
-        return _open_ends(self.path, self._sharp) if self.pairs is None else self.pairs.open_ends
 
     def chunk_width(self, times: int) -> int:
         return self.means.shape[1] if self.pairs is None else self.pairs.width
@@ -573,13 +611,14 @@ class _Gaussians(Chunk):
 
     def __init__(self, field: GaussianMixtureField, x: Tensor, t: Tensor, rows: slice) -> None:
         self.first = self if rows is field.reference else _Gaussians(field, x, t, field.reference)
-        alpha, sigma, alpha_rate, sigma_rate = (value[:, None, None] for value in field.schedule(t))
+        alpha, sigma, alpha_rate, _ = (value[:, None, None] for value in field.schedule(t))
         self.means, self.axes = field.means[rows], None if field.axes is None else field.axes[rows]
         own = field.variances[rows]
         variance = alpha**2 * own + sigma**2
         self.offset = self._into(x[:, None] - alpha * self.means)
         self.scaled = self.offset / variance
-        self.rate = (alpha * alpha_rate * own + sigma * sigma_rate) / variance
+        half_rate = field.schedule.half_rate(t)[:, None, None]
+        self.rate = (alpha * alpha_rate * own + half_rate) / variance
         self.pull, self.drift = alpha * own, alpha_rate * self.means
         log_det = (variance.log() + math.log(2 * math.pi)).sum(2)
         self.log_prob = field.log_weights[rows] - 0.5 * (log_det + (self.offset * self.scaled).sum(2))
@@ -631,19 +670,21 @@ def _untracked(x: Tensor) -> bool:
     return not tracked and not is_functorch_wrapped_tensor(x)
 
 
-def _ends_in_points(path: ExactPath, points: Tensor) -> bool:
-    """Whether any component has no width at t = 1."""
+def _last_stds(path: ExactPath, points: Tensor) -> tuple[float, float]:
+    """The least and the greatest standard deviation of p_t(x given x1) at t = 1."""
     one = torch.ones((), dtype=torch.float64, device=points.device)
     if isinstance(path, AffinePath):
-        return float(path.schedule(one).sigma) == 0
+        sigma = float(path.schedule(one).sigma)
+        return sigma, sigma
     step = max(1, CHUNK // max(1, points[0].numel()))
-    return any(bool((path.moments(part.double(), one).std == 0).any()) for part in points.split(step))
+    stds = [path.moments(part.double(), one).std for part in points.split(step)]
+    return min(float(std.min()) for std in stds), max(float(std.max()) for std in stds)
 
 
-def _open_ends(path: ExactPath, sharp: bool) -> dict[float, float | None]:
-    """The path's, and t = 1 where the law there is made of points; the last call before t = 1 is the last node's."""
-    ends = {end: None if end == 1.0 else path.inner_time(end) for end in path.open_ends}
-    return {**ends, 1.0: None} if sharp else ends
+def _open_ends(path: ExactPath, last: bool, wide: bool) -> dict[float, float | None]:
+    """The path's start where it is open, and t = 1 where ``last``."""
+    ends: dict[float, float | None] = {end: path.inner_time(end) for end in path.open_ends if end != 1.0}
+    return {**ends, 1.0: last_call(path, wide)} if last else ends
 
 
 def _inner(x: Tensor, rows: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pathline.fields.chunks import Chunk, most_central, weigh
+from pathline.fields.chunks import Chunk, last_call, most_central, weigh
 from pathline.paths import AffinePath, BridgePath
 from pathline.sources import Mixture, Points, StandardNormal
 from pathline.typing import Source
@@ -60,14 +60,20 @@ class Pairs:
 
     @cached_property
     def open_ends(self) -> dict[float, float | None]:
-        """The schedule's, and those at which a component has no width; no flow leaves t = 0 where that is so."""
+        """The schedule's, and those at which a component has no width; no flow leaves t = 0 where that is so.
+
+        Where the rate of sigma has no limit, neither has the velocity from a source off the centre, and no method's
+        steps reach near it: the last node is then the last call, and the posterior mean from there is too narrow.
+        """
         own = self.path.open_ends if isinstance(self.path, AffinePath) else ()
-        ends = {end: None if end == 1.0 else self.path.inner_time(end) for end in own}
+        steep = 1.0 in own and bool(self.source.centres.any())
+        last = last_call(self.path, wide=not (self.pointlike or steep))
+        ends = {end: last if end == 1.0 else self.path.inner_time(end) for end in own}
         for end, law in ((0.0, self.source), (1.0, self.data)):
             at = _blend(self.path, law.centres.new_full((1,), end))
             other = at.alpha if end == 0.0 else at.sigma
             if float(at.noise) == float(other) == float(law.variances.min()) == 0:
-                ends[end] = None
+                ends[end] = last if end == 1.0 else None
         return ends
 
     @property
