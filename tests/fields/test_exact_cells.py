@@ -14,7 +14,7 @@ from pathline.fields import EmpiricalField
 from pathline.fields import exact as module
 from pathline.fields.cells import Cells
 from pathline.paths import AffinePath
-from problems import annulus, close, normal, number, seeded
+from problems import SCHEDULES, annulus, close, normal, number, seeded
 
 LINEAR = AffinePath(schedules.linear())
 
@@ -85,6 +85,20 @@ def test_velocities_are_within_rtol(d: int, rtol: float, monkeypatch: pytest.Mon
         error = (field(x, number(t)) - true).norm(dim=1) / (true.norm(dim=1) + x.norm(dim=1))
         assert float(error.max()) <= rtol
         close(field.score(x, number(t)), fine.score(x, number(t)), 0.0)
+
+
+@pytest.mark.parametrize("name", list(SCHEDULES))
+def test_velocities_are_within_rtol_on_every_schedule(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "FEW", 0)
+    monkeypatch.setattr(module, "MANY", 0)
+    path, data = AffinePath(SCHEDULES[name]), normal(3000, 2, seed=0)
+    field, fine = EmpiricalField(path, data, rtol=1e-3), EmpiricalField(path, data)
+    for t in (0.0, 1e-3, 0.5, 0.99):
+        curve = path.schedule(number(t))
+        x = curve.alpha * data[:100] + curve.sigma * normal(100, 2, seed=1)
+        true = fine(x, number(t))
+        error = (field(x, number(t)) - true).norm(dim=1) / (true.norm(dim=1) + x.norm(dim=1))
+        assert float(error.max()) <= 1e-3
 
 
 def test_cells_are_used_and_only_where_they_can_be(monkeypatch: pytest.MonkeyPatch):

@@ -76,6 +76,16 @@ def test_float32_is_as_precise_as_promised(
         assert divergence_off(field, x, time) < 1e-4
 
 
+@pytest.mark.parametrize("spread", [0.0, 1e-3])
+@pytest.mark.parametrize(("a", "b", "t"), [(1.0, 8.0, 0.2), (-25.0, 25.0, 0.05), (0.0, 50.0, 0.02)])
+def test_many_points_that_are_alike(a: float, b: float, t: float, spread: float):
+    """Their products have the same roundings, which add up in long sums."""
+    ends = torch.tensor([a, b]).repeat_interleave(10_000)[:, None]
+    data = ends + spread * normal(20_000, 4, seed=0, dtype=torch.float32)
+    x, time = points_of(LINEAR, data, torch.tensor(t), 128), torch.tensor(t)
+    assert off(EmpiricalField(LINEAR, data), EmpiricalField(LINEAR, data.double()), x, time) < 1e-5
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     st.integers(1, 30),

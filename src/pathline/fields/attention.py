@@ -165,7 +165,7 @@ class Attention:
         y, queries = self._queries(x, alpha, sigma)
         top = queries.new_full((b, 1), torch.finfo(torch.float32).min)
         total, sums = x.new_zeros(b, 1), x.new_zeros(b, d + 1)
-        block, parts = queries.new_empty(b * COLUMNS), queries.new_empty(COLUMNS // CHAIN, b, d + 1)
+        block, parts = queries.new_empty(b * COLUMNS), queries.new_empty(math.ceil(COLUMNS / CHAIN), b, d + 1)
         for cols in _slices(len(self.points), COLUMNS):
             keys = self.keys[cols]
             logits = torch.mm(queries, keys.T, out=block[: b * len(keys)].view(b, len(keys)))

@@ -405,7 +405,8 @@ class EmpiricalField(_MixtureField):
                 break
             own = flat[rows]
             size = own.norm(dim=1)
-            found = self.cells.posterior_mean(own, alpha, sigma, rtol * float(size.median()) / abs(of_data) / finer)
+            tol = rtol * float(size.median()) / finer / max(abs(of_data), 1e-300)
+            found = self.cells.posterior_mean(own, alpha, sigma, tol)
             velocity[rows] = of_data * found.mean + sigma_rate / sigma * own
             good = found.error * abs(of_data) * (1 + rtol) <= rtol * (velocity[rows].norm(dim=1) + size)
             rows = rows[~good]
@@ -473,7 +474,6 @@ class _Points(_Labelled):
             field.path, field.points[field.reference].double(), t
         )
         self.y, self.n = x - mean_0[:, 0], mean - mean_0
-        self.velocity_0 = self.rate_0 * self.y + self.drift_0[:, 0]
         self.along = _inner(self.y, self.n)
         self.squares = self.n.square().sum(2)
         distances = (self.y.square().sum(1, keepdim=True) + self.squares - 2 * self.along).clamp_min(0)
@@ -485,7 +485,8 @@ class _Points(_Labelled):
         return self.drift - self.drift_0 - self.rate[..., None] * self.n
 
     def velocity(self, w: Tensor) -> Tensor:
-        return self._velocity_step(w) + w.sum(1, keepdim=True) * self.velocity_0
+        fast = w * self.rate
+        return weigh(w, self.drift) + (self.y * fast.sum(1, keepdim=True) - weigh(fast, self.n))
 
     def score(self, w: Tensor) -> Tensor:
         return self._score_step(w) - w.sum(1, keepdim=True) * self.precision_0 * self.y
@@ -499,7 +500,7 @@ class _Points(_Labelled):
         inner = inner - more_precision * (_inner(self.y, self.f) + more_rate * self.y.square().sum(1, keepdim=True))
         inner = (w * (inner + self.y.shape[1] * self.rate)).sum(1, keepdim=True)
         step = self._velocity_step(w)
-        return torch.cat([inner, self._score_step(w), step, step + w.sum(1, keepdim=True) * self.velocity_0], 1)
+        return torch.cat([inner, self._score_step(w), step, self.velocity(w)], 1)
 
     def _velocity_step(self, w: Tensor) -> Tensor:
         return weigh(w, self.f) + self.y * (w * (self.rate - self.rate_0)).sum(1, keepdim=True)

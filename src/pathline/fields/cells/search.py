@@ -87,7 +87,8 @@ class _Search:
     """The sums over all points at one time; ``scale`` is alpha / sigma, rows come over sigma, and data in ``unit``."""
 
     def __init__(self, tree: Tree, scale: float, tol: float) -> None:
-        extent, noise = float(tree.nodes.radius[0]) or 1.0, tol * scale
+        extent = float(tree.nodes.radius[0]) or 1.0
+        noise = min(tol, extent) * scale
         self.tree, self.scale, self.unit = tree, scale, min(1 / scale, extent)
         self.dtype = torch.float32 if noise >= 1e-4 * min(extent * scale, 8) else torch.float64
         self.tables = tree.tables[self.dtype]
