@@ -39,7 +39,7 @@ REST = 1e-6
 TOLERANCE = 1.5e-4
 """The rounding of logits, in nats, at which the products are good enough whatever the posterior."""
 
-SCATTER = 4e-5
+SCATTER = 2e-5
 """The same where the scatter is asked for, and the rounding of its squares relative to it and to d sigma^2."""
 
 WIDE = 2**24
