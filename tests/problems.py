@@ -197,3 +197,21 @@ class Answers(nn.Module):
             curve = self.exact.path.schedule(t.double())
             data = (x.double() - columns(curve.alpha, x) * data) / columns(curve.sigma, x)
         return data.to(x.dtype)
+
+
+class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+    """While it is entered, sees how large tensors get.
+
+    Attributes:
+        largest: bytes of the largest storage behind a result.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and out.numel():
+            self.largest = max(self.largest, out.untyped_storage().nbytes())
+        return out

@@ -20,6 +20,7 @@ from pathline.typing import Source
 from problems import (
     SCHEDULES,
     SEED_GAUSSIAN,
+    Watch,
     annulus,
     as_gaussian,
     by_softmax,
@@ -164,21 +165,11 @@ def test_no_temporary_is_larger_than_a_chunk(
     path: AffinePath | GaussianPath, per_row: bool, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(module, "CHUNK", 2000)
-    largest = 0
-
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            nonlocal largest
-            out = func(*args, **(kwargs or {}))
-            if isinstance(out, Tensor) and out.numel():
-                largest = max(largest, out.untyped_storage().nbytes() // 8)
-            return out
-
     data = normal(300, 20, seed=0)
     field, x = EmpiricalField(path, data), queries((20,), 8)
-    with Watch():
+    with Watch() as watch:
         field.velocity_and_divergence(x, torch.linspace(0.1, 0.9, 8, dtype=torch.float64) if per_row else number(0.5))
-    assert largest <= max(2 * 2000, data.numel())
+    assert watch.largest <= 8 * max(2 * 2000, data.numel())
 
 
 def exactly(x: list[float], data: list[list[float]], t: float) -> dict[str, list[mpmath.mpf]]:

@@ -12,7 +12,7 @@ from pathline import schedules
 from pathline.fields import EmpiricalField, attention
 from pathline.fields import exact as module
 from pathline.paths import AffinePath
-from problems import SCHEDULES, annulus, close, normal, seeded
+from problems import SCHEDULES, Watch, annulus, close, normal, seeded
 
 LINEAR = AffinePath(schedules.linear())
 
@@ -195,22 +195,11 @@ def test_gradients_go_through_float64():
 
 
 def test_memory_is_a_block_of_the_posterior():
-    largest = 0
-
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            nonlocal largest
-            out = func(*args, **(kwargs or {}))
-            if isinstance(out, Tensor) and out.numel():
-                largest = max(largest, out.untyped_storage().nbytes())
-            return out
-
     for d, t in ((2, 0.9), (6, 0.05), (6, 0.99)):
         data = normal(200_000, d, seed=0, dtype=torch.float32)
         field, time = EmpiricalField(LINEAR, data), torch.tensor(t)
         x = points_of(LINEAR, data, time, 64)
         field(x[:8], time)
-        largest = 0
-        with Watch():
+        with Watch() as watch:
             field(x, time)
-        assert largest <= max(data.untyped_storage().nbytes() * 2, math.ceil(64 * 200_000 * 4 / attention.GROUP))
+        assert watch.largest <= max(data.untyped_storage().nbytes() * 2, math.ceil(64 * 200_000 * 4 / attention.GROUP))

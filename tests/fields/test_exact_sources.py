@@ -18,7 +18,7 @@ from pathline.paths import AffinePath, BridgePath
 from pathline.sources import Mixture, Points, StandardNormal
 from pathline.testing import check_exact_field
 from pathline.typing import Batch, Source
-from problems import SCHEDULES, close, every_dtype, every_shape, normal, number, seeded
+from problems import SCHEDULES, Watch, close, every_dtype, every_shape, normal, number, seeded
 
 TIMES = torch.tensor([0.05, 0.2, 0.5, 0.9, 0.99], dtype=torch.float64)
 QUANTITIES = ("velocity", "log_prob", "score", "posterior_mean", "divergence")
@@ -275,22 +275,12 @@ def test_chunks_do_not_show(path: str, law: str, source: str, chunk: int, monkey
 @pytest.mark.parametrize("law", ["data", "full"])
 def test_pairs_are_never_all_made(law: str, per_row: bool, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "CHUNK", 5000)
-    largest = 0
-
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            nonlocal largest
-            out = func(*args, **(kwargs or {}))
-            if isinstance(out, Tensor) and out.numel():
-                largest = max(largest, out.untyped_storage().nbytes() // 8)
-            return out
-
     means, covs = normal(60, 4, seed=0), torch.diag_embed(normal(60, 4, seed=2).square() + 0.1)
     path = AffinePath(COSINE, Mixture(normal(50, 4, seed=1), covs[:50]))
     field, x = (EmpiricalField(path, means) if law == "data" else GaussianMixtureField(path, means, covs)), means[:8]
-    with Watch():
+    with Watch() as watch:
         field(x, torch.linspace(0.1, 0.9, 8, dtype=torch.float64) if per_row else number(0.5))
-    assert largest <= 2 * 5000  # all pairs: 8 x 60 x 50 x 4 = 96,000
+    assert watch.largest <= 8 * 2 * 5000  # all pairs: 8 x 60 x 50 x 4 = 96,000
 
 
 @every_few
