@@ -128,7 +128,8 @@ def trained(name: str, steps: str) -> pl.Model:
         if name == "digits":
             data = str(folder.parent / "digits.npy")
             np.save(data, load_digits().images.astype(np.uint8))
-        assert command(["train", data, "--out", str(folder), "--steps", steps, "--force"]) == 0
+        with torch.enable_grad():
+            assert command(["train", data, "--out", str(folder), "--steps", steps, "--force"]) == 0
     return pl.load(folder)
 
 
