@@ -17,7 +17,7 @@ from problems import SCHEDULES, annulus, close, curved_path, every_prediction, n
 
 BATCHES, SIZE = 300, 16
 DATA = annulus(40) / 2
-WEIGHTS = torch.linspace(0.2, 1.8, 40, dtype=torch.float64)
+WEIGHTS = 1 + 0.9 * DATA[:, 0].sign()
 Z = 6.0  # P(|N(0, 1)| > 6) = 2e-9; 21 parameters a comparison, below 20 comparisons: error probability below 1e-6
 LINEAR = AffinePath(linear())
 PATHS = {"linear": LINEAR, "vp": AffinePath(SCHEDULES["vp"])}
@@ -81,6 +81,25 @@ def test_every_target_has_the_conditional_gradient(name: str, kind: str) -> None
 def test_weighted_rows_weigh_in_the_posterior() -> None:
     exact = gradients(FlowMatching(LINEAR, times=stratified, target="batch"), weighted=True)
     assert z_scores(exact - conditional("linear", weighted=True)).abs().max() < Z
+
+
+@pytest.mark.parametrize("rows", [5, 64])
+def test_sampled_rows_are_drawn_by_their_weights(rows: int) -> None:
+    target = Sampled(DATA, rows, WEIGHTS)
+    exact = gradients(FlowMatching(LINEAR, times=stratified, target=target), weighted=True)
+    assert z_scores(exact - conditional("linear", weighted=True)).abs().max() < Z
+
+
+def test_equal_draws_for_weighted_rows_are_found_out() -> None:
+    wrong = gradients(FlowMatching(LINEAR, times=stratified, target=Sampled(DATA, 64, torch.ones(40))), weighted=True)
+    assert z_scores(wrong - conditional("linear", weighted=True)).abs().max() > Z
+
+
+def test_rows_without_weight_are_not_drawn() -> None:
+    weights = torch.tensor([0.0, 1.0, 0.0, 3.0, 0.0])
+    drawn = Sampled(torch.arange(5.0), 4000, weights).draw(seeded(0))
+    assert sorted(drawn.unique().tolist()) == [1.0, 3.0]
+    assert abs(float((drawn == 3).double().mean()) - 0.75) < 6 * (0.75 * 0.25 / 4000) ** 0.5  # p < 1e-8
 
 
 def test_a_reference_of_other_rows_is_found_out() -> None:
@@ -155,6 +174,12 @@ def test_bad_targets_are_named() -> None:
         FlowMatching(BridgePath(StandardNormal(), 0.5), target="batch").draw(x1)
     with pytest.raises(ValueError, match="data must hold a row and rows be at least 1"):
         Sampled(DATA, 0)
+    with pytest.raises(ValueError, match=r"weights must have shape \(40,\), got \(39,\)"):
+        Sampled(DATA, 3, WEIGHTS[1:])
+    with pytest.raises(ValueError, match="weights must be finite, not negative and of a positive sum"):
+        Sampled(DATA, 3, -WEIGHTS)
+    with pytest.raises(ValueError, match=r"target must be Sampled\(data, rows, weights\)"):
+        FlowMatching(LINEAR, target=Sampled(DATA, 3)).draw(Batch(x1, weight=WEIGHTS[:4]))
     blurred = GaussianPath(lambda x1, t: t * x1, lambda x1, t: 1 - 0.5 * t)
     with pytest.raises(ValueError, match="predicts must be velocity on a GaussianPath"):
         FlowMatching(blurred, "data", target="batch").draw(x1)

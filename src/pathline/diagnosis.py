@@ -21,11 +21,13 @@ from pathline.diagnostics import (
     memorisation,
     reference,
 )
+from pathline.diagnostics.budget import LEAST
 from pathline.evaluation import SOBOL, joined, score
 from pathline.fields import EmpiricalField
 from pathline.metrics import Measure
 from pathline.model import Model, Preset
-from pathline.paths import AffinePath
+from pathline.objectives import FlowMatching
+from pathline.paths import AffinePath, Prediction
 from pathline.sources import StandardNormal
 from pathline.transforms import ConditionTransform, Identity, TableTransform
 from pathline.typing import Path
@@ -84,21 +86,22 @@ def diagnose(
         rows of the training or, with ``_law``, of the law where there are none; ``loss_held_out``;
         ``distance_total``, ``_sample``, ``_network`` and ``_solver``, see `pathline.diagnostics.error_budget`. What
         cannot be had is left out: a floor where the path has no exact field or where most rows have a condition of
-        their own, as a measured number is, since the exact field that is told it knows the row, and the floor is 0.
+        their own, as a measured number is, since the exact field that is told it knows the row, and the floor is 0; the
+        distances where there are fewer than 16 rows of either kind, too few for their standard errors.
     """
     measures: dict[str, Measure] = {}
     if known is None:
-        known = reference_of(model.path, model.transform, model.condition, train, law, seed)
+        known = reference_of(model.path, model.transform, model.condition, train, law, seed, predicts=_predicts(model))
     if known is not None:
         cond = {} if train is None else units(model, train, torch.Generator())[1]
         measures |= _measures("law" if train is None else "training", known.judge(Learned(model), cond))
     generator = torch.Generator().manual_seed(seed)
     z, cond = units(model, held_out, generator)
     if law is None and len(z) > 1 and (path := _affine(model.path)):
-        loss = loss_over_time(Learned(model), path, z, cond=cond, generator=generator)
+        times = FlowMatching(path, _predicts(model)).time_range
+        loss = loss_over_time(Learned(model), path, z, cond=cond, generator=generator, time_range=times)
         measures["loss_held_out"] = _measure(loss, None, len(z))
-    if len(z) > 1:
-        measures |= _budget(model, held_out, fresh, law, seed)
+    measures |= _budget(model, held_out, fresh, law, seed)
     return Diagnosis(measures, _evidence(model, held_out, train, seed) if train is not None else None)
 
 
@@ -109,27 +112,36 @@ def reference_of(
     train: Rows | None,
     law: Toy | None,
     seed: int = 0,
+    *,
+    predicts: Prediction = "velocity",
 ) -> Reference | None:
     """The exact field of the rows of a training or, where it streams, of the law; ``None`` where there is none.
 
     The path and the units suffice, so that the floor is known before the training begins. Rows are taken in float32,
-    which is how they are trained on. With a condition the field is told its value, where that has two rows on average.
+    which is how they are trained on, and times from the range of the objective, which depends on what the network
+    predicts. With a condition the field is told its value, where that has two rows on average.
     """
     affine = _affine(path)
     if affine is None or (train is None and law is None):
         return None
     generator = torch.Generator().manual_seed(seed)
+    times = FlowMatching(affine, predicts).time_range
     if train is None:
         assert law is not None
         points = transform.forward(law.sobol(LAW_POINTS, seed))[0].double()
         rows = transform.forward(law.sample(_LAW_ROWS, generator, torch.float64))[0].double()
-        return reference(LawField(affine, points), affine, rows, generator=generator)
+        return reference(LawField(affine, points), affine, rows, generator=generator, time_range=times)
     z = transform.forward(train.rows, generator)[0].float()
     label = _label(condition, train)
     if label is not None and 2 * (int(label.max()) + 1) > len(z):
         return None
     cond = {} if label is None else {"label": label}
-    return reference(EmpiricalField(affine, z, labels=label), affine, z, cond=cond, generator=generator)
+    exact = EmpiricalField(affine, z, labels=label)
+    return reference(exact, affine, z, cond=cond, generator=generator, time_range=times)
+
+
+def _predicts(model: Model) -> Prediction:
+    return getattr(model.field, "predicts", "velocity")
 
 
 class Learned:
@@ -181,7 +193,7 @@ def _budget(model: Model, held_out: Rows, fresh: Rows, law: Toy | None, seed: in
     generator = torch.Generator().manual_seed(seed)
     most = SOBOL if int(np.prod(model.shape)) <= 16 else _WIDE
     n, cond = min(most, len(held_out.rows), len(fresh.rows)), {}
-    if n < 2:
+    if n < LEAST:
         return {}
     values = None if model.condition is None else model.condition.draw(n, generator)
     if model.condition is not None and values is not None:

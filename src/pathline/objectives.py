@@ -77,19 +77,39 @@ class Sampled:
     Attributes:
         data: all rows, ``(n, *d)``, in the units and on the device of the training.
         rows: how many of them, with replacement, stand beside the one that x_t was made from.
+        weights: of all rows ``(n,)``, by which they are drawn, up to a factor those of the loss (`Batch.weight`);
+            ``None``: equal ones. The law of the drawn rows must be that of the weighted batches.
 
     Raises:
-        ValueError: no data, or rows below 1.
+        ValueError: no data, rows below 1, or weights that are not n finite ones, none negative, of a positive sum.
     """
 
     data: Tensor = field(repr=False)
     rows: int
+    weights: Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.data.ndim == 0 or len(self.data) == 0 or self.rows < 1:
             raise ValueError(
                 f"data must hold a row and rows be at least 1, got shape {tuple(self.data.shape)} and {self.rows}"
             )
+        weights = self.weights
+        if weights is None:
+            return
+        if weights.shape != (len(self.data),):
+            raise ValueError(f"weights must have shape ({len(self.data)},), got {tuple(weights.shape)}")
+        if not bool(weights.isfinite().all() & (weights >= 0).all() & (weights.sum() > 0)):
+            raise ValueError(f"weights must be finite, not negative and of a positive sum, got {weights.tolist()}")
+
+    def draw(self, generator: torch.Generator | None = None) -> Tensor:
+        """`rows` of the data, ``(rows, *d)``."""
+        n, device = len(self.data), self.data.device
+        if self.weights is None:
+            return self.data[torch.randint(n, (self.rows,), generator=generator, device=device)]
+        ends = self.weights.to(device, torch.float64).cumsum(0)
+        level = torch.rand(self.rows, generator=generator, dtype=torch.float64, device=device) * ends[-1]
+        last = (self.weights > 0).nonzero().max()
+        return self.data[torch.searchsorted(ends, level, right=True).clamp_max(last)]
 
 
 @dataclass(frozen=True)
@@ -107,7 +127,9 @@ class FlowMatching:
         target: what stands in for the conditional velocity. ``None``: nothing; "batch": the exact field of the rows of
             the batch; `Sampled`: that of rows drawn for it and the row itself; or the exact field of all data,
             ``field(x, t, **cond)``. All have the same expected gradient (the row that made x_t stays among those of
-            the reference, which makes that so), and less variance. The first two are for unconditional training; all
+            the reference, which makes that so), and less variance. With batches that have weights "batch" takes those,
+            and `Sampled` needs its own: rows weighted w are those of a law q, and the row that made x_t and rows drawn
+            by q are then alike but for which of them made it. The first two are for unconditional training; all
             take x0 and x1 to be independent.
 
     Reference: Lipman et al., "Flow Matching for Generative Modeling", arXiv:2210.02747; Bertrand et al., "On the
@@ -147,7 +169,8 @@ class FlowMatching:
 
         Raises:
             ValueError: an empty batch, x1 that is not floating point, a prediction that the path does not know, a
-                target that is none, or needs an unconditional batch, or a path from a standard normal.
+                target that is none, or needs an unconditional batch, or a path from a standard normal, or is `Sampled`
+                without weights for a batch that has them.
         """
         batch = batch if isinstance(batch, Batch) else Batch(batch)
         x1 = batch.x1
@@ -223,8 +246,9 @@ class FlowMatching:
             raise ValueError(f"target must be None or a field on a {type(self.path).__name__}")
         if not isinstance(target, Sampled):
             return EmpiricalField(self.path, sample.x1, batch.weight)(x, t)
-        chosen = torch.randint(len(target.data), (target.rows,), generator=generator, device=target.data.device)
-        others = EmpiricalField(self.path, target.data[chosen])
+        if batch.weight is not None and target.weights is None:
+            raise ValueError("target must be Sampled(data, rows, weights), its weights those of the loss, got none")
+        others = EmpiricalField(self.path, target.draw(generator))
         x, x1, t = x.double(), sample.x1.double(), t.double()
         odds = self.path.log_prob(x, x1, t) - others.log_prob(x, t) - math.log(target.rows)
         velocity = others(x, t)

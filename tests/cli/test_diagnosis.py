@@ -78,3 +78,15 @@ def test_too_few_rows_to_split_have_no_verdict(tmp_path: Path) -> None:
     np.save(tmp_path / "few.npy", np.random.default_rng(0).normal(0, 1, (12, 2)))
     run("train", tmp_path / "few.npy", "--out", tmp_path / "run", "--steps", 10)
     assert "memorisation" not in json.loads((tmp_path / "run" / "metrics.json").read_text())
+
+
+def test_few_held_out_rows_have_a_wide_error_and_no_budget(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "few.npy", np.random.default_rng(0).normal(0, 1, (60, 2)))
+    run("train", tmp_path / "few.npy", "--out", tmp_path / "run", "--steps", 10)
+    capsys.readouterr()
+    run("evaluate", tmp_path / "run", "--json")
+    found = json.loads(capsys.readouterr().out)
+    assert found["loss_held_out"]["n"] == 6
+    assert found["loss_held_out"]["se"] > 0.1
+    assert not any(name.startswith("distance_") for name in found)
+    assert {"w2", "loss_training"} <= set(found)

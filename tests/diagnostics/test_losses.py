@@ -1,5 +1,6 @@
 """Floors, excess and R2 over time against closed forms, quadrature and full scans."""
 
+import itertools
 import math
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 from pathline import AffinePath, EmpiricalField, GaussianMixtureField, schedules
 from pathline.data.toy import TOYS, toy
 from pathline.diagnostics import LawField, loss_over_time, reference
+from pathline.objectives import FlowMatching
 from pathline.typing import Batch
 from problems import annulus, curved_path, normal, seeded
 
@@ -65,6 +67,113 @@ def _mixture_floor(means: Tensor, std: float) -> float:
     return total
 
 
+def _gaussian_floor(path: AffinePath, std: float) -> float:
+    r"""The mean over time of $(\dot\alpha\sigma - \dot\sigma\alpha)^2 s^2 / (\sigma^2 + \alpha^2 s^2)$."""
+    step = torch.linspace(math.log(1e-9), math.log(0.5), 100_000, dtype=torch.float64).exp()
+    low, high = FlowMatching(path).time_range
+
+    def at(share: Tensor) -> Tensor:
+        alpha, sigma, alpha_rate, sigma_rate = path.schedule(low + (high - low) * share)
+        return ((alpha_rate * sigma - sigma_rate * alpha) * std).square() / (sigma**2 + (alpha * std) ** 2)
+
+    return float(torch.trapezoid((at(step) + at(1 - step)) * step, step.log()))
+
+
+@pytest.mark.parametrize("std", [1e-3, 0.01, 1.0, 100.0])
+@pytest.mark.parametrize("name", ["linear", "cosine", "polynomial", "variance_preserving"])
+def test_one_gaussian_of_any_width(name: str, std: float) -> None:
+    path = AffinePath(schedules.named(name, **({"n": 3} if name == "polynomial" else {})))
+    exact = GaussianMixtureField(path, torch.zeros(1, 2), torch.tensor([std**2]).double())
+    known = reference(exact, path, std * normal(50, 2, seed=0), draws=16, generator=seeded(1))
+    assert known.floor.value == pytest.approx(_gaussian_floor(path, std), rel=0.005)
+
+
+def test_the_variance_preserving_floor_is_over_the_times_that_are_trained_on() -> None:
+    path = AffinePath(schedules.variance_preserving())
+    exact = GaussianMixtureField(path, torch.zeros(1, 2), torch.ones(1))
+    rows = normal(50, 2, seed=0)
+    assert reference(exact, path, rows, draws=16).floor.value == pytest.approx(3.803, rel=0.002)
+    inner = reference(exact, path, rows, draws=16, time_range=(0.0, 0.99)).floor.value
+    assert inner < 3.803 - 0.1  # beyond it the integrand is about 0.025 / (1 - t)
+    with pytest.raises(ValueError, match=r"time_range must be two times in \[0, 1\], the earlier first, got \(1, 0\)"):
+        reference(exact, path, rows, time_range=(1, 0))
+
+
+@pytest.mark.parametrize("name", ["linear", "polynomial"])
+def test_two_narrow_clusters_against_a_fine_scan(name: str) -> None:
+    """In the last bin, where the clusters are resolved; the earlier ones are a smooth function of time."""
+    path = AffinePath(schedules.named(name, **({"n": 3} if name == "polynomial" else {})))
+    rows = torch.tensor([[-1.0, 0.0], [1.0, 0.0]]).double().repeat(100, 1) + 0.01 * normal(200, 2, seed=0)
+    exact = EmpiricalField(path, rows)
+    found = reference(exact, path, rows, draws=4000, generator=seeded(1)).floor
+    expected, error = _last_bin(exact, path, rows.repeat(5, 1))
+    both = math.hypot(found.by_time_se[-1], error)
+    assert both < 0.03 * expected
+    assert abs(found.by_time[-1] - expected) < 4 * both
+
+
+def _last_bin(exact: EmpiricalField, path: AffinePath, rows: Tensor) -> tuple[float, float]:
+    """The mean floor of t in (0.9, 1) by 400 times evenly spread in the log of 1 - t, and its standard error."""
+    left = torch.linspace(math.log(0.1), math.log(1e-6), 401, dtype=torch.float64).exp()
+    total = error = 0.0
+    for k, (far, near) in enumerate(itertools.pairwise(left)):
+        t = 1 - (far + near) / 2
+        at = path.sample(Batch(rows), t, seeded(k))
+        alpha, sigma, alpha_rate, sigma_rate = path.schedule(t)
+        spread = exact.divergence(at.x_t, at.t) / 2 - sigma_rate / sigma
+        floor = 10 * (far - near) * (alpha_rate * sigma**2 / alpha - sigma_rate * sigma) * spread
+        total += float(floor.mean())
+        error += float(floor.var() / len(rows))
+    return total, error**0.5
+
+
+@pytest.mark.parametrize("n", [6, 150, 1000])
+def test_standard_errors_count_rows(n: int) -> None:
+    """Over 200 sets: the error of a variance of 200 is 10%, of a standard deviation 5%; more for 6 rows, 3.5 of them.
+
+    The mean of the squares is compared, which is unbiased; that of 6 rows, each a square of a normal's, varies most.
+    """
+    values, errors = [], []
+    for seed in range(200):
+        rows = normal(n, 2, seed=seed)
+        found = loss_over_time(lambda x, t: -0.3 * x, PATH, rows, draws=n, generator=seeded(seed))
+        values.append((found.value, *found.by_time))
+        errors.append((found.se, *found.by_time_se))
+    actual = np.std(values, axis=0, ddof=1)
+    reported = np.sqrt(np.mean(np.square(errors), axis=0))
+    np.testing.assert_allclose(reported, actual, rtol=0.3 if n == 6 else 0.2)
+
+
+def test_standard_errors_against_a_population_count_rows() -> None:
+    means = torch.tensor([[-2.0, 0.0], [1.0, 1.0]]).double()
+    exact, found = GaussianMixtureField(PATH, means, torch.full((2,), 0.09)), []
+    for seed in range(100):
+        own = torch.randint(2, (50,), generator=seeded(seed))
+        rows = means[own] + 0.3 * normal(50, 2, seed=seed + 1000)
+        known = reference(exact, PATH, rows, draws=100, generator=seeded(seed))
+        assert not known.whole
+        judged = known.judge(lambda x, t: -0.3 * x)
+        found.append([(each.value, each.se) for each in (judged.floor, judged.excess, judged.loss, judged.r2)])
+    values, errors = np.moveaxis(np.array(found), 2, 0)
+    np.testing.assert_allclose(np.sqrt(np.mean(errors**2, 0)), values.std(0, ddof=1), rtol=0.25)
+
+
+def test_standard_errors_of_a_training_floor_are_those_of_its_draws() -> None:
+    rows = normal(50, 2, seed=0)
+    exact = EmpiricalField(PATH, rows)
+    known = [reference(exact, PATH, rows, draws=400, generator=seeded(seed)) for seed in range(60)]
+    assert all(each.whole for each in known)
+    actual = float(np.std([each.floor.value for each in known], ddof=1))
+    reported = math.sqrt(np.mean([each.floor.se**2 for each in known]))
+    assert reported == pytest.approx(actual, rel=0.35)
+
+
+def test_one_row_says_nothing_of_its_population() -> None:
+    found = loss_over_time(lambda x, t: x, PATH, normal(1, 2, seed=0), draws=50)
+    assert math.isnan(found.se)
+    assert math.isfinite(found.value)
+
+
 def test_digits_against_the_full_scan() -> None:
     """The default draws against all rows with 10 noises each; 1% is about 3 standard errors, the seed is fixed."""
     x = torch.from_numpy(load_digits().data)[:300] / 8 - 1
@@ -89,7 +198,7 @@ def test_the_floor_is_the_mean_square_about_the_field() -> None:
 def test_big_data_costs_no_more() -> None:
     data = normal(100_000, 2, seed=0)
     known = reference(EmpiricalField(PATH, data), PATH, data, generator=seeded(0))
-    assert known.n == 10 * 30
+    assert known.n == 10 * 30 + 2 * 36
 
 
 def test_the_floor_of_100_000_rows_is_good_to_one_percent() -> None:
@@ -97,7 +206,7 @@ def test_the_floor_of_100_000_rows_is_good_to_one_percent() -> None:
     spread = torch.tensor([0.5, 2.0])
     data = spread * normal(100_000, 2, seed=0, dtype=torch.float32)
     known = reference(EmpiricalField(PATH, data), PATH, data, generator=seeded(0))
-    assert known.n == 159 * 30
+    assert known.n == 159 * 30 + 19 * 36
     expected = float(spread.mean()) * math.pi / 2
     assert known.floor.value == pytest.approx(expected, rel=0.01)
     assert known.floor.se < 0.007 * expected
@@ -126,7 +235,7 @@ def test_each_of_many_labels_has_its_own_floor() -> None:
         EmpiricalField(PATH, data, labels=labels), PATH, data, cond={"label": labels}, generator=seeded(0)
     )
     alone = reference(EmpiricalField(PATH, two), PATH, two, draws=3000, generator=seeded(1))
-    assert known.n == 300 * 30
+    assert known.n == 300 * 30 + 37 * 36
     assert abs(known.floor.value - alone.floor.value) < 6 * math.hypot(known.floor.se, alone.floor.se)  # p < 1e-8
     assert known.floor.se < 0.03 * known.floor.value
 

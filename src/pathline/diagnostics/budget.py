@@ -10,6 +10,8 @@ from torch import Tensor
 from pathline.metrics import Measure, transport
 
 _BLOCKS = 8
+LEAST = 2 * _BLOCKS
+"""Rows that standard errors take."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ def error_budget(
 
     W(made, real) = W(fresh, real) + [W(converged, real) - W(fresh, real)] + [W(made, real) - W(converged, real)], all
     on n rows: W2 up to 16 dimensions, sliced W2 above. Standard errors come from the spread of each part over 8
-    disjoint eighths of the rows.
+    disjoint eighths of the rows; of fewer than 16 rows there are none.
 
     Args:
         made: samples as they are drawn; converged: of the same noise in the same order, solved without error.
@@ -64,7 +66,7 @@ def error_budget(
 
     n, size = len(real), len(real) // _BLOCKS
     values, errors = parts(*sets), [None] * 4
-    if size >= 2:
+    if n >= LEAST:
         blocks = [parts(*(rows[i * size : (i + 1) * size] for rows in sets)) for i in range(_BLOCKS)]
         errors = (np.std(blocks, axis=0, ddof=1) / math.sqrt(_BLOCKS)).tolist()
     total, sample, network, solver = (
