@@ -153,8 +153,12 @@ def test_bad_targets_are_named() -> None:
         FlowMatching(LINEAR, target="batch").draw(Batch(x1, cond={"label": torch.zeros(4)}))
     with pytest.raises(ValueError, match="target must be None or a field on a BridgePath"):
         FlowMatching(BridgePath(StandardNormal(), 0.5), target="batch").draw(x1)
-    with pytest.raises(ValueError, match="data must hold a row and rows be at least 1"):
+    with pytest.raises(ValueError, match="rows must be at least 1, got 0"):
         Sampled(DATA, 0)
+    with pytest.raises(ValueError, match=r"rows must be a whole number, got 2\.5"):
+        Sampled(DATA, 2.5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="data must be finite, row 0 is not"):
+        Sampled(torch.full((1, 2), torch.nan), 1)
     blurred = GaussianPath(lambda x1, t: t * x1, lambda x1, t: 1 - 0.5 * t)
     with pytest.raises(ValueError, match="predicts must be velocity on a GaussianPath"):
         FlowMatching(blurred, "data", target="batch").draw(x1)

@@ -16,7 +16,9 @@ from torch import Tensor
 from pathline.fields import EmpiricalField
 from pathline.fields.parametrized import open_ends
 from pathline.paths import AffinePath, GaussianPath, Prediction, converted, like
+from pathline.sources import check_rows
 from pathline.typing import Batch, Field, Path, PathSample
+from pathline.wording import whole
 
 TimeSampler = Callable[[int, torch.Generator | None, torch.dtype, torch.device], Tensor]
 """``sampler(n, generator, dtype, device) -> (n,)`` times in [0, 1]."""
@@ -79,17 +81,15 @@ class Sampled:
         rows: how many of them, with replacement, stand beside the one that x_t was made from.
 
     Raises:
-        ValueError: no data, or rows below 1.
+        ValueError: data that are no tensor of finite numbers with a row, or rows that are not a count from 1 on.
     """
 
     data: Tensor = field(repr=False)
     rows: int
 
     def __post_init__(self) -> None:
-        if self.data.ndim == 0 or len(self.data) == 0 or self.rows < 1:
-            raise ValueError(
-                f"data must hold a row and rows be at least 1, got shape {tuple(self.data.shape)} and {self.rows}"
-            )
+        check_rows("data", self.data)
+        object.__setattr__(self, "rows", whole("rows", self.rows))
 
 
 @dataclass(frozen=True)
