@@ -172,7 +172,7 @@ def check_solver(
 def check_network(net: Callable[..., Tensor], shape: tuple[int, ...], cond: Mapping[str, Tensor] | None = None) -> None:
     """What training and sampling expect of a network or a wrapper ``net(x, t, **cond)``, in float32.
 
-    It returns the shape and dtype of x, is finite on [0, 1] less the ends in ``net.open_ends``, where it has them, gives
+    It returns the shape and dtype of x, is finite on [0, 1], less the ends in ``net.open_ends`` where it has any, gives
     the same twice, and no row depends on another row (1e-4); batches of one row and of none but one time work.
 
     Args:

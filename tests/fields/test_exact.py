@@ -553,6 +553,35 @@ def test_x_may_be_of_another_float_dtype_than_the_data():
             close(found.double(), EmpiricalField(LINEAR, data.double())(x.to(asked).double(), HALF), 2e-3)
 
 
+@pytest.mark.parametrize("kind", ["points", "weighted", "isotropic", "diagonal"])
+@pytest.mark.parametrize("far", [1e7, 1e12, 1e18, 1e60])
+def test_one_component_is_left_from_any_distance(kind: str, far: float):
+    d, time = normal(50, 10, seed=0), number(0.5)
+    weights = torch.arange(1.0, 51) if kind == "weighted" else None
+    covs = torch.full((50,), 0.2) if kind == "isotropic" else torch.linspace(0.2, 0.3, 10).expand(50, 10)
+    ours = kind in ("points", "weighted")
+
+    def field(rows: Tensor, w: Tensor | None) -> EmpiricalField | GaussianMixtureField:
+        return EmpiricalField(LINEAR, rows, w) if ours else GaussianMixtureField(LINEAR, rows, covs[: len(rows)], w)
+
+    whole, x = field(d, weights), far * torch.nn.functional.normalize(normal(3, 10, seed=1))
+    slope = x / (0.25 * covs[0].double() + 0.25) if kind == "diagonal" else x
+    for row, best in zip(x, (slope @ d.T).argmax(1).tolist(), strict=True):
+        alone = field(d[best : best + 1], None)
+        for name in ("velocity", "score", "posterior_mean", "divergence"):
+            close(read(whole, name)(row[None], time), read(alone, name)(row[None], time), 1e-12)
+        more = math.log(1 / 50 if weights is None else weights[best] / weights.sum())
+        close(whole.log_prob(row[None], time), alone.log_prob(row[None], time) + more, 1e-12)
+        drawn = whole.posterior_sample(row[None].repeat(9, 1), time, torch.Generator().manual_seed(0))
+        assert not ours or torch.equal(drawn, d[best].expand(9, 10))
+
+
+def test_float32_points_are_told_apart_from_any_distance():
+    d = normal(9000, 10, seed=0, dtype=torch.float32)
+    x = 1e12 * torch.nn.functional.normalize(normal(8, 10, seed=1, dtype=torch.float32))
+    assert torch.equal(EmpiricalField(LINEAR, d).posterior_mean(x, HALF), d[(x.double() @ d.double().T).argmax(1)])
+
+
 def test_unknown_conditions_are_errors():
     with pytest.raises(TypeError, match="unexpected keyword"):
         PLAIN(X, HALF, lable=torch.tensor(0))  # pyright: ignore[reportCallIssue]

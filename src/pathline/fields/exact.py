@@ -52,6 +52,9 @@ FEW = 20_000
 FINER = (1, 30, 1000)
 """How many times finer than the median row needs cells are taken, for the rows that coarser ones leave open."""
 
+FAR = 1e6
+"""Coordinates beyond it have squares in which differences between components drown."""
+
 SMALLEST = -690.0
 """Exponents below it are taken as it is, short of the numbers on which exp is slow."""
 
@@ -148,11 +151,13 @@ class _MixtureField(ABC):
 
     def _component(self, x: Tensor, t: Tensor, label: Tensor | None, generator: torch.Generator | None) -> Tensor:
         """A component of the posterior for every row ``(b,)``: the largest log-weight with Gumbel noise."""
+        far = _far(x)
         best, which = x.new_full((len(x),), -math.inf), torch.zeros(len(x), dtype=torch.long, device=x.device)
         step = max(1, CHUNK // max(1, len(x) * self.chunk_width(len(t)), self.shape.numel()))
         for first in range(0, len(self.log_weights), step):
             rows = slice(first, first + step)
-            logits = self.chunk(x, t, rows).log_prob
+            chunk = self.chunk(x, t, rows)
+            logits = chunk.relative()[0] if far else chunk.log_prob
             if label is not None and self.labels is not None:
                 logits = logits.masked_fill(label[:, None] != self.labels[rows], -math.inf)
             noise = torch.empty_like(logits).exponential_(generator=generator).log()
@@ -183,11 +188,12 @@ class _MixtureField(ABC):
     def _expect_rows(self, x: Tensor, t: Tensor, label: Tensor | None, statistics: Sequence[Statistic]) -> list[Tensor]:
         top = x.new_full((len(x), 1), torch.finfo(x.dtype).min)
         total, sums = x.new_zeros(len(x), 1), [0.0] * len(statistics)
+        far, shared = _far(x), 0.0
         step = max(1, CHUNK // max(1, len(x) * self.chunk_width(len(t)), self.shape.numel()))
         for first in range(0, len(self.log_weights), step):
             rows = slice(first, first + step)
             chunk = self.chunk(x, t, rows)
-            logits = chunk.log_prob
+            logits, shared = chunk.relative() if far else (chunk.log_prob, 0.0)
             if label is not None and self.labels is not None:
                 logits = logits.masked_fill(label[:, None] != self.labels[rows], -math.inf)
             new_top = torch.maximum(top, logits.detach().amax(1, keepdim=True))
@@ -195,7 +201,7 @@ class _MixtureField(ABC):
             total = total * shrink + w.sum(1, keepdim=True)
             sums = [s * shrink + getattr(chunk, name)(w) for s, name in zip(sums, statistics, strict=True)]
             top = new_top
-        return [(top + total.log())[:, 0], *(s / total for s in sums)]
+        return [(top + total.log() + shared)[:, 0], *(s / total for s in sums)]
 
     def _check(self, x: Tensor, t: Tensor) -> Tensor:
         device = self.log_weights.device
@@ -314,7 +320,7 @@ class EmpiricalField(_MixtureField):
         return 2 if times == 1 else max(2, self.shape.numel())
 
     def chunk(self, x: Tensor, t: Tensor, rows: slice) -> Chunk:
-        return _Points(self, x, t, rows) if self.pairs is None else _PointPairs(self, x, t, rows)
+        return _FarPoints(self, x, t, rows) if self.pairs is None else _PointPairs(self, x, t, rows)
 
     @cached_property
     def classes(self) -> Tensor:
@@ -453,6 +459,7 @@ class EmpiricalField(_MixtureField):
             and isinstance(self.path, AffinePath)
             and len(x) * len(self.points) >= MANY
             and _untracked(x)
+            and not _far(x)
         )
 
 
@@ -527,6 +534,19 @@ class _Points(_Labelled):
     def _score_step(self, w: Tensor) -> Tensor:
         more = (w * (self.precision - self.precision_0)).sum(1, keepdim=True)
         return weigh(w * self.precision, self.n) - self.y * more
+
+
+class _FarPoints(_Points):
+    """Points that can be told apart from any distance."""
+
+    def relative(self) -> tuple[Tensor, Tensor]:
+        r"""$\log w_i \mathcal N_i + \tfrac12 p_0 |y|^2$ with the precision p_0 of the reference component."""
+        far = self.y.square().sum(1, keepdim=True)
+        log_norm = 0.5 * self.y.shape[1] * (self.precision.log() - math.log(2 * math.pi))
+        logits = self.field.log_weights[self.rows] + log_norm + self.precision * (self.along - 0.5 * self.squares)
+        if not isinstance(self.field.path, AffinePath):
+            logits = logits - 0.5 * (self.precision - self.precision_0) * far
+        return logits, -0.5 * self.precision_0 * far
 
 
 class GaussianMixtureField(_MixtureField):
@@ -634,14 +654,24 @@ class _Gaussians(Chunk):
         alpha, sigma, alpha_rate, _ = (value[:, None, None] for value in field.schedule(t))
         self.means, self.axes = field.means[rows], None if field.axes is None else field.axes[rows]
         own = field.variances[rows]
-        variance = alpha**2 * own + sigma**2
+        self.variance = variance = alpha**2 * own + sigma**2
+        self.log_weights, self.alpha = field.log_weights[rows], alpha
         self.offset = self._into(x[:, None] - alpha * self.means)
         self.scaled = self.offset / variance
         half_rate = field.schedule.half_rate(t)[:, None, None]
         self.rate = (alpha * alpha_rate * own + half_rate) / variance
         self.pull, self.drift = alpha * own, alpha_rate * self.means
-        log_det = (variance.log() + math.log(2 * math.pi)).sum(2)
-        self.log_prob = field.log_weights[rows] - 0.5 * (log_det + (self.offset * self.scaled).sum(2))
+        self.log_det = (variance.log() + math.log(2 * math.pi)).sum(2)
+        self.log_prob = self.log_weights - 0.5 * (self.log_det + (self.offset * self.scaled).sum(2))
+
+    def relative(self) -> tuple[Tensor, Tensor | float]:
+        """Less the reference component's square, ``offset`` there being short of the own one by ``step``."""
+        if self.axes is not None:
+            return super().relative()
+        y, step = self.first.offset, self.alpha * (self.first.means - self.means)
+        apart = step * (self.scaled + y / self.variance)
+        apart = apart + y.square() * (1 / self.variance - 1 / self.first.variance)
+        return self.log_weights - 0.5 * (self.log_det + apart.sum(2)), -0.5 * (y * self.first.scaled).sum(2)
 
     def _into(self, rows: Tensor) -> Tensor:
         return rows if self.axes is None else torch.einsum("bkd,kde->bke", rows, self.axes)
@@ -682,6 +712,11 @@ def _isotropic(path: ExactPath, points: Tensor, t: Tensor) -> tuple[Tensor, ...]
     precision, rate = at.std.reshape(numbers) ** -2, (at.std_rate / at.std).reshape(numbers)
     each = (len(t), len(points))
     return at.mean.reshape(rows), precision.expand(each), at.mean_rate.reshape(rows), rate.expand(each)
+
+
+def _far(x: Tensor) -> bool:
+    """Whether a row is known to be far away."""
+    return _seen(x) and bool((x.detach().abs() > FAR).any())
 
 
 def _seen(x: Tensor) -> bool:
