@@ -1,14 +1,18 @@
 """The battery over all that is shipped, and that every check can fail."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from pathline import AffinePath, GaussianMixtureField, nets, schedules
+from pathline.fields import ParametrizedField
+from pathline.paths import Prediction
 from pathline.schedules import Curve
-from pathline.solvers import NAMED, Tableau
+from pathline.solvers import NAMED, Tableau, midpoint, rk3, rk4
 from pathline.testing import (
     battery,
     check_exact_field,
@@ -55,6 +59,20 @@ def test_wrong_paths_fields_and_solvers_are_found() -> None:
     assert shipped_paths().keys() >= schedules.SHIPPED.keys()
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        Tableau("ralston", 2, (0.0, 2 / 3), ((), (2 / 3,)), (0.5, 0.5)),
+        replace(rk4, b=(0.25,) * 4),
+        replace(rk3, order=4),
+        replace(midpoint, order=3),
+    ],
+)
+def test_solvers_of_a_lower_order_than_they_say_are_found(wrong: Tableau) -> None:
+    with pytest.raises(AssertionError, match=rf"the order of {wrong.name} is \d\.\d\d, not {wrong.order}"):
+        check_solver(wrong)
+
+
 def test_a_prediction_of_another_path_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     path = AffinePath(schedules.linear())
     check_prediction(path, "noise")
@@ -77,3 +95,16 @@ def test_networks() -> None:
         check_network(lambda x, t: x[:, :1], (2,))
     with pytest.raises(AssertionError, match="net must be finite"):
         check_network(lambda x, t: x / t[:, None], (2,))
+
+
+@pytest.mark.parametrize("predicts", get_args(Prediction))
+def test_networks_that_declare_open_ends(predicts: Prediction) -> None:
+    field = ParametrizedField(nets.MLP(2).eval(), AffinePath(schedules.linear()), predicts)
+    check_network(field, (2,))
+    with pytest.raises(AssertionError, match="net must be finite"):
+        check_network(ParametrizedField(Infinite(), field.path, predicts), (2,))
+
+
+class Infinite(nn.Module):
+    def forward(self, x: Tensor, t: Tensor, /) -> Tensor:
+        return x / 0

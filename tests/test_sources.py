@@ -5,7 +5,7 @@ import torch
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 import pathline as pl
-from pathline.sources import Mixture, StandardNormal
+from pathline.sources import Mixture, Points, StandardNormal
 from problems import close, every_dtype, every_shape, normal, rounding, seeded
 
 KINDS = ("isotropic", "diagonal", "full")
@@ -96,6 +96,19 @@ def test_log_prob_has_gradients():
 def test_refuses_to_be_made_of(means, covs, weights, message: str):
     with pytest.raises(ValueError, match=message):
         Mixture(means, covs, weights)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (torch.zeros(0, 2), r"data must hold at least one row, got shape \(0, 2\)"),
+        (torch.tensor([[0.0], [math.nan]]), "data must be finite, row 1 is not"),
+        ([[0.0]], "data must be a tensor, got list"),
+    ],
+)
+def test_points_are_finite_rows(data, message: str):
+    with pytest.raises(ValueError, match=message):
+        Points(data)
 
 
 def test_refuses_rows_of_another_shape():

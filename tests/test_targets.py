@@ -172,7 +172,7 @@ def test_bad_targets_are_named() -> None:
         FlowMatching(LINEAR, target="batch").draw(Batch(x1, cond={"label": torch.zeros(4)}))
     with pytest.raises(ValueError, match="target must be None or a field on a BridgePath"):
         FlowMatching(BridgePath(StandardNormal(), 0.5), target="batch").draw(x1)
-    with pytest.raises(ValueError, match="data must hold a row and rows be at least 1"):
+    with pytest.raises(ValueError, match="rows must be at least 1, got 0"):
         Sampled(DATA, 0)
     with pytest.raises(ValueError, match=r"weights must have shape \(40,\), got \(39,\)"):
         Sampled(DATA, 3, WEIGHTS[1:])
@@ -180,6 +180,10 @@ def test_bad_targets_are_named() -> None:
         Sampled(DATA, 3, -WEIGHTS)
     with pytest.raises(ValueError, match=r"target must be Sampled\(data, rows, weights\)"):
         FlowMatching(LINEAR, target=Sampled(DATA, 3)).draw(Batch(x1, weight=WEIGHTS[:4]))
+    with pytest.raises(ValueError, match=r"rows must be a whole number, got 2\.5"):
+        Sampled(DATA, 2.5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="data must be finite, row 0 is not"):
+        Sampled(torch.full((1, 2), torch.nan), 1)
     blurred = GaussianPath(lambda x1, t: t * x1, lambda x1, t: 1 - 0.5 * t)
     with pytest.raises(ValueError, match="predicts must be velocity on a GaussianPath"):
         FlowMatching(blurred, "data", target="batch").draw(x1)

@@ -16,7 +16,9 @@ from torch import Tensor
 from pathline.fields import EmpiricalField
 from pathline.fields.parametrized import open_ends
 from pathline.paths import AffinePath, GaussianPath, Prediction, converted, like
+from pathline.sources import check_rows
 from pathline.typing import Batch, Field, Path, PathSample
+from pathline.wording import whole
 
 TimeSampler = Callable[[int, torch.Generator | None, torch.dtype, torch.device], Tensor]
 """``sampler(n, generator, dtype, device) -> (n,)`` times in [0, 1]."""
@@ -81,7 +83,8 @@ class Sampled:
             ``None``: equal ones. The law of the drawn rows must be that of the weighted batches.
 
     Raises:
-        ValueError: no data, rows below 1, or weights that are not n finite ones, none negative, of a positive sum.
+        ValueError: data that are no tensor of finite numbers with a row, rows that are not a count from 1 on, or
+            weights that are not n finite ones, none negative, of a positive sum.
     """
 
     data: Tensor = field(repr=False)
@@ -89,17 +92,17 @@ class Sampled:
     weights: Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if self.data.ndim == 0 or len(self.data) == 0 or self.rows < 1:
-            raise ValueError(
-                f"data must hold a row and rows be at least 1, got shape {tuple(self.data.shape)} and {self.rows}"
-            )
+        check_rows("data", self.data)
+        object.__setattr__(self, "rows", whole("rows", self.rows))
         weights = self.weights
         if weights is None:
             return
         if weights.shape != (len(self.data),):
             raise ValueError(f"weights must have shape ({len(self.data)},), got {tuple(weights.shape)}")
         if not bool(weights.isfinite().all() & (weights >= 0).all() & (weights.sum() > 0)):
-            raise ValueError(f"weights must be finite, not negative and of a positive sum, got {weights.tolist()}")
+            raise ValueError(
+                f"weights must be finite, not negative and of a positive sum, got a least one of {weights.min():.6g} and a sum of {weights.sum():.6g}"
+            )
 
     def draw(self, generator: torch.Generator | None = None) -> Tensor:
         """`rows` of the data, ``(rows, *d)``."""

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from pathline.schedules import END_RATIO, Curve, Schedule, value_and_rate
-from pathline.sources import StandardNormal
+from pathline.sources import StandardNormal, check_tensor
 from pathline.typing import Batch, PathSample, Source
 
 Prediction = Literal["velocity", "data", "noise", "score"]
@@ -357,8 +357,9 @@ def as_time(t: Tensor, x: Tensor) -> Tensor:
     """``t`` in a dtype no coarser than its own or ``x``'s.
 
     Raises:
-        ValueError: ``t`` is neither ``()`` nor ``(b,)``.
+        ValueError: ``t`` is no tensor of real numbers, or neither ``()`` nor ``(b,)``.
     """
+    check_tensor("t", t)
     if t.ndim > 1 or (t.ndim == 1 and len(t) != len(x)):
         raise ValueError(f"t must have shape () or ({len(x)},), got {tuple(t.shape)}")
     return t.to(torch.promote_types(t.dtype, x.dtype))

@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Real
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -40,9 +42,16 @@ class StandardNormal:
 
 @dataclass(frozen=True)
 class Points:
-    """The rows of a data set ``(n, *d)``, drawn uniformly with replacement; it has no density."""
+    """The rows of a data set ``(n, *d)``, drawn uniformly with replacement; it has no density.
+
+    Raises:
+        ValueError: data that are no tensor of real numbers, without a row, or not finite.
+    """
 
     data: Tensor = field(repr=False)
+
+    def __post_init__(self) -> None:
+        check_rows("data", self.data)
 
     def sample(
         self,
@@ -76,7 +85,8 @@ class Mixture:
         weights: probabilities up to a factor, shape ``(K,)``; ``None``: equal.
 
     Raises:
-        ValueError: wrong shapes, non-finite numbers, covariances that are not symmetric positive semidefinite.
+        ValueError: wrong shapes, non-finite numbers, other than tensors of real numbers on one device, covariances that
+            are not symmetric positive semidefinite.
 
     >>> two = Mixture(torch.tensor([[-1.0], [1.0]]), torch.tensor([0.01, 0.01]))
     >>> two.log_prob(torch.tensor([[1.0], [-1.0]]))
@@ -89,7 +99,7 @@ class Mixture:
 
     def __post_init__(self) -> None:
         check_rows("means", self.means)
-        check_rows("covs", self.covs)
+        check_rows("covs", self.covs, self.means.device)
         _ = self.variances, self.log_weights
 
     @cached_property
@@ -179,20 +189,44 @@ def log_weights(weights: Tensor | None, rows: Tensor) -> Tensor:
     """Logarithms of the probabilities of ``rows`` ``(n, *d)``, shape ``(n,)``, float64; ``None``: equal.
 
     Raises:
-        ValueError: weights of another shape, negative or non-finite ones, or none above zero.
+        ValueError: weights that are no real tensor, on another device or of another shape, negative or non-finite
+            ones, or none above zero.
     """
     if weights is None:
         return torch.full((len(rows),), -math.log(len(rows)), dtype=torch.float64, device=rows.device)
+    check_tensor("weights", weights, rows.device)
     if weights.shape != rows.shape[:1]:
         raise ValueError(f"weights must have shape ({len(rows)},), got {tuple(weights.shape)}")
     w = weights.double()
-    if not bool((w >= 0).all()) or not 0 < float(w.sum()) < math.inf:
-        raise ValueError("weights must be finite, not negative, and not all zero")
+    total = float(w.sum())
+    if not bool((w >= 0).all()) or not 0 < total < math.inf:
+        bad = (~((w >= 0) & w.isfinite())).nonzero()
+        found = f"{float(w[bad[0, 0]]):.6g} in row {int(bad[0, 0])}" if len(bad) else f"a sum of {total:.6g}"
+        raise ValueError(f"weights must be finite, not negative, and not all zero, got {found}")
     return (w / w.sum()).log()
 
 
-def check_rows(name: str, value: Tensor) -> None:
-    """Raises ValueError, by name, where ``value`` holds no row or a row that is not finite."""
+def check_tensor(name: str, value: Any, device: torch.device | None = None) -> None:
+    """Raises ValueError, by name, where ``value`` is no tensor of real numbers, or not on ``device``, that of the data.
+
+    >>> check_tensor("t", 0.5)
+    Traceback (most recent call last):
+    ValueError: t must be a tensor, got 0.5
+    """
+    if not isinstance(value, Tensor):
+        found = repr(value) if isinstance(value, Real | str | None) else type(value).__name__
+        raise ValueError(f"{name} must be a tensor, got {found}")
+    if value.is_complex():
+        raise ValueError(f"{name} must hold real numbers, got {value.dtype}")
+    if device is not None and value.device != device:
+        raise ValueError(f"{name} must be on the device of the data, {device}, got {value.device}")
+
+
+def check_rows(name: str, value: Tensor, device: torch.device | None = None) -> None:
+    """Raises ValueError, by name, where ``value`` holds no row, a row that is not finite, or other than numbers."""
+    check_tensor(name, value, device)
+    if value.dtype == torch.bool:
+        raise ValueError(f"{name} must hold numbers, got {value.dtype}")
     if value.ndim == 0 or len(value) == 0:
         raise ValueError(f"{name} must hold at least one row, got shape {tuple(value.shape)}")
     if not bool(value.isfinite().all()):

@@ -34,7 +34,10 @@ RESIDUAL = 1e-10
 """Tolerance of the continuity equation, relative to the sum of its absolute terms, float64."""
 ORDER_ERROR = {"euler": 0.1, "euler_maruyama": 0.1}
 """Tolerance of a solver on a linear equation in 64 steps; 3e-3 where none is listed."""
+ORDER_SHORT = 0.3
+"""How far a solver's measured order may fall short of the one it declares."""
 _STEP = 1e-5
+_ROUNDED = 1e-12
 
 
 def shipped_paths() -> dict[str, AffinePath | GaussianPath]:
@@ -141,10 +144,12 @@ def check_solver(
     r"""A solver follows $\dot x = (t - x) / 2$ from one time to another, forward or backward, in 64 steps.
 
     The solution is $x_s = s - 2 + (x_t - t + 2)\,e^{(t - s) / 2}$. The tolerance is that of `ORDER_ERROR`, and the
-    calls are counted.
+    calls are counted. In float64 a solver that declares an ``order`` p must show it (`ORDER_SHORT`): halving the steps
+    from 64 on divides its error on $\dot x = 1 - (1 + t)(x - t)^2$, solved by $x = t + 1 / (c + t + t^2 / 2)$, by
+    $2^p$. Where that error is rounding the steps are longer, up to 16.
 
     Raises:
-        AssertionError: it ends elsewhere, in another dtype or shape, or counts its calls wrongly.
+        AssertionError: it ends elsewhere, in another dtype or shape, counts its calls wrongly, or is of a lower order.
     """
     start, stop = span
     x, count = _normal(6, shape, 0).to(dtype), [0]
@@ -158,13 +163,17 @@ def check_solver(
     expected = stop - 2 + (x - start + 2) * math.exp((start - stop) / 2)
     _close(f"the end of {solver.name}", found.x, expected, ORDER_ERROR.get(solver.name, 3e-3))
     assert found.nfe == count[0], f"nfe must be the {count[0]} calls that were made, got {found.nfe}"
+    order = getattr(solver, "order", None)
+    if order is not None and dtype == torch.float64:
+        shown = _order(solver, shape, span)
+        assert shown > order - ORDER_SHORT, f"the order of {solver.name} is {shown:.2f}, not {order}"
 
 
 def check_network(net: Callable[..., Tensor], shape: tuple[int, ...], cond: Mapping[str, Tensor] | None = None) -> None:
     """What training and sampling expect of a network or a wrapper ``net(x, t, **cond)``, in float32.
 
-    It returns the shape and dtype of x, is finite on [0, 1], gives the same twice, and no row depends on another row
-    (1e-4); batches of one row and of none but one time work.
+    It returns the shape and dtype of x, is finite on [0, 1], less the ends in ``net.open_ends`` where it has any, gives
+    the same twice, and no row depends on another row (1e-4); batches of one row and of none but one time work.
 
     Args:
         net: the network, in evaluation mode.
@@ -173,7 +182,9 @@ def check_network(net: Callable[..., Tensor], shape: tuple[int, ...], cond: Mapp
     Raises:
         AssertionError: a promise is broken.
     """
-    x, t, told = _normal(6, shape, 0).float(), torch.linspace(0, 1, 6), dict(cond or {})
+    x, told = _normal(6, shape, 0).float(), dict(cond or {})
+    ends = {0.0, 1.0} & set(getattr(net, "open_ends", ()))
+    t = torch.linspace(0, 1, 6 + len(ends))[0.0 in ends :][:6]
     with torch.no_grad():
         whole = net(x, t, **told)
         assert whole.shape == x.shape, f"net must return shape {tuple(x.shape)}, got {tuple(whole.shape)}"
@@ -240,6 +251,26 @@ class _Perfect(nn.Module):
         at, times = x.double(), t.double()
         curve = self.exact.path.curve(times, at)  # pyright: ignore[reportAttributeAccessIssue]
         return converted(self.exact.posterior_mean(at, times), at, curve, "data", self.predicts).to(x.dtype)
+
+
+def _order(solver: Solver, shape: tuple[int, ...], span: tuple[float, float]) -> float:
+    """The solver's order by halving its steps on a nonlinear equation; infinite where it leaves only rounding."""
+    start, stop = span
+    c = torch.linspace(1, 2, 6 * math.prod(shape), dtype=torch.float64).reshape(6, *shape)
+
+    def field(x: Tensor, t: Tensor, /, **_: Any) -> Tensor:
+        s = like(t, x)
+        return 1 - (1 + s) * (x - s) ** 2
+
+    def error(n: int) -> float:
+        first, last = (t + 1 / (c + t + t**2 / 2) for t in (start, stop))
+        return float((solve(field, first, uniform(n, start, stop), solver).x - last).abs().max())
+
+    for n in (64, 32, 16):
+        fine = error(2 * n)
+        if fine > _ROUNDED:
+            return math.log2(error(n) / fine)
+    return math.inf
 
 
 def _mean(x1: Tensor, t: Tensor) -> Tensor:

@@ -2,6 +2,7 @@ import math
 from collections.abc import Callable
 
 import mpmath
+import numpy
 import pytest
 import torch
 from torch import Tensor
@@ -38,6 +39,7 @@ PATHS: dict[str, AffinePath | GaussianPath] = {
 }
 every_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 TIMES = torch.tensor([0.0, 0.2, 0.5, 0.9, 0.99], dtype=torch.float64)
+ROWS = torch.zeros(2, 2)
 QUANTITIES = ("velocity", "log_prob", "score", "posterior_mean", "divergence")
 
 
@@ -450,6 +452,33 @@ LINEAR = AffinePath(schedules.linear())
             lambda: GaussianMixtureField(LINEAR, torch.zeros(2), torch.ones(2), torch.ones(3)),
             r"weights must have shape \(2,\)",
         ),
+        (lambda: EmpiricalField(LINEAR, [[0.0]]), "data must be a tensor, got list"),  # pyright: ignore[reportArgumentType]
+        (lambda: EmpiricalField(LINEAR, numpy.zeros((2, 2))), "data must be a tensor, got ndarray"),  # pyright: ignore[reportArgumentType]
+        (lambda: EmpiricalField(LINEAR, ROWS.bool()), "data must hold numbers, got torch.bool"),
+        (lambda: EmpiricalField(LINEAR, ROWS.to(torch.cfloat)), "data must hold real numbers, got torch.complex64"),
+        (
+            lambda: EmpiricalField(LINEAR, ROWS, torch.tensor([1.0, -3.0])),
+            "weights must be finite, not negative, and not all zero, got -3 in row 1",
+        ),
+        (
+            lambda: EmpiricalField(LINEAR, ROWS, torch.tensor([math.nan, 1])),
+            "weights must be finite, .*, got nan in row 0",
+        ),
+        (lambda: EmpiricalField(LINEAR, ROWS, torch.zeros(2)), "weights must be finite, .*, got a sum of 0"),
+        (
+            lambda: EmpiricalField(LINEAR, ROWS, torch.ones(2, device="meta")),
+            "weights must be on the device of the data, cpu, got meta",
+        ),
+        (
+            lambda: EmpiricalField(LINEAR, ROWS, labels=torch.ones(2, device="meta")),
+            "labels must be on the device of the data, cpu, got meta",
+        ),
+        (lambda: EmpiricalField(LINEAR, ROWS, labels=[0, 1]), "labels must be a tensor, got list"),  # pyright: ignore[reportArgumentType]
+        (lambda: EmpiricalField(LINEAR, ROWS, rtol="a"), r"rtol must be None or in \(0, 1\), got 'a'"),  # pyright: ignore[reportArgumentType]
+        (
+            lambda: EmpiricalField(GaussianPath(curved_path().mean, curved_path().std, Points(ROWS)), ROWS),
+            "path must start from a standard normal if it is a GaussianPath, .*, got Points: take an AffinePath or",
+        ),
     ],
 )
 def test_refuses_to_be_made_of(make: Callable[[], object], message: str):
@@ -460,6 +489,7 @@ def test_refuses_to_be_made_of(make: Callable[[], object], message: str):
 PLAIN = EmpiricalField(LINEAR, normal(4, 2, seed=0))
 WIDE = GaussianMixtureField(LINEAR, torch.zeros(1, 2), torch.ones(1))
 LABELLED = EmpiricalField(LINEAR, normal(4, 2, seed=0), torch.tensor([1.0, 1, 1, 0]), torch.tensor([0, 0, 1, 2]))
+FLAT = EmpiricalField(LINEAR, normal(4, seed=0))
 X, HALF = torch.zeros(3, 2), torch.tensor(0.5)
 
 
@@ -477,13 +507,70 @@ X, HALF = torch.zeros(3, 2), torch.tensor(0.5)
         ((LABELLED,), X, HALF, torch.tensor([0, 1]), r"label must have shape \(\) or \(3,\), got \(2,\)"),
         ((LABELLED,), X, HALF, torch.tensor([0, 1, 5]), r"label must be one of the data's, .*\[0, 1\], got 5"),
         ((LABELLED,), X, HALF, torch.tensor(2), r"label must be one of the data's, .*\[0, 1\], got 2"),
+        ((PLAIN, WIDE), X.long(), HALF, None, "x must be floating point, .*, got torch.int64"),
+        ((PLAIN, WIDE), X.bool(), HALF, None, "x must be floating point, .*, got torch.bool"),
+        ((PLAIN, WIDE), X.to(torch.cfloat), HALF, None, "x must hold real numbers, got torch.complex64"),
+        ((PLAIN, WIDE), X[0, 0], HALF, None, r"x must have rows of shape \(2,\), got \(\)"),
+        ((FLAT,), torch.tensor(0.0), HALF, None, r"x must have rows of shape \(\), got \(\)"),
+        ((PLAIN, WIDE), X.tolist(), HALF, None, "x must be a tensor, got list"),
+        ((PLAIN, WIDE), torch.tensor([[0, 0], [0, math.nan]]), HALF, None, "x must be finite, row 1 is not"),
+        ((PLAIN, WIDE), torch.tensor([[math.inf, 0]]), HALF, None, "x must be finite, row 0 is not"),
+        ((PLAIN, WIDE), X.to("meta"), HALF, None, "x must be on the device of the data, cpu, got meta"),
+        ((PLAIN, WIDE), X, HALF.to("meta"), None, "t must be on the device of the data, cpu, got meta"),
+        ((PLAIN, WIDE), X, 0.5, None, "t must be a tensor, got 0.5"),
+        ((LABELLED,), X, HALF, 1, "label must be a tensor, got 1"),
+        (
+            (LABELLED,),
+            X,
+            HALF,
+            torch.tensor(1, device="meta"),
+            "label must be on the device of the data, cpu, got meta",
+        ),
     ],
 )
 @pytest.mark.parametrize("name", QUANTITIES)
-def test_refuses_to_be_asked(name: str, fields, x: Tensor, t: Tensor, label: Tensor | None, message: str):
+def test_refuses_to_be_asked(name: str, fields, x, t, label, message: str):
     for field in fields:
         with pytest.raises(ValueError, match=message):
             read(field, name)(x, t, label=label)
+
+
+def test_x_may_be_of_another_float_dtype_than_the_data():
+    for dtype in (torch.float32, torch.float64):
+        data, x = normal(4, 2, seed=0).to(dtype), queries((2,))
+        for asked in (torch.float16, torch.float32, torch.float64):
+            found = EmpiricalField(LINEAR, data)(x.to(asked), HALF)
+            assert found.dtype == asked
+            close(found.double(), EmpiricalField(LINEAR, data.double())(x.to(asked).double(), HALF), 2e-3)
+
+
+@pytest.mark.parametrize("kind", ["points", "weighted", "isotropic", "diagonal"])
+@pytest.mark.parametrize("far", [1e7, 1e12, 1e18, 1e60])
+def test_one_component_is_left_from_any_distance(kind: str, far: float):
+    d, time = normal(50, 10, seed=0), number(0.5)
+    weights = torch.arange(1.0, 51) if kind == "weighted" else None
+    covs = torch.full((50,), 0.2) if kind == "isotropic" else torch.linspace(0.2, 0.3, 10).expand(50, 10)
+    ours = kind in ("points", "weighted")
+
+    def field(rows: Tensor, w: Tensor | None) -> EmpiricalField | GaussianMixtureField:
+        return EmpiricalField(LINEAR, rows, w) if ours else GaussianMixtureField(LINEAR, rows, covs[: len(rows)], w)
+
+    whole, x = field(d, weights), far * torch.nn.functional.normalize(normal(3, 10, seed=1))
+    slope = x / (0.25 * covs[0].double() + 0.25) if kind == "diagonal" else x
+    for row, best in zip(x, (slope @ d.T).argmax(1).tolist(), strict=True):
+        alone = field(d[best : best + 1], None)
+        for name in ("velocity", "score", "posterior_mean", "divergence"):
+            close(read(whole, name)(row[None], time), read(alone, name)(row[None], time), 1e-12)
+        more = math.log(1 / 50 if weights is None else weights[best] / weights.sum())
+        close(whole.log_prob(row[None], time), alone.log_prob(row[None], time) + more, 1e-12)
+        drawn = whole.posterior_sample(row[None].repeat(9, 1), time, torch.Generator().manual_seed(0))
+        assert not ours or torch.equal(drawn, d[best].expand(9, 10))
+
+
+def test_float32_points_are_told_apart_from_any_distance():
+    d = normal(9000, 10, seed=0, dtype=torch.float32)
+    x = 1e12 * torch.nn.functional.normalize(normal(8, 10, seed=1, dtype=torch.float32))
+    assert torch.equal(EmpiricalField(LINEAR, d).posterior_mean(x, HALF), d[(x.double() @ d.double().T).argmax(1)])
 
 
 def test_unknown_conditions_are_errors():

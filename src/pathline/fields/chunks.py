@@ -17,6 +17,10 @@ class Chunk(ABC):
     log_prob: Tensor
     """log(w_i N_i(x)), shape ``(b, n)``."""
 
+    def relative(self) -> tuple[Tensor, Tensor | float]:
+        """`log_prob` less a term that all components share, and that term ``(b, 1)``: far away it drowns the rest."""
+        return self.log_prob, 0.0
+
     @abstractmethod
     def velocity(self, w: Tensor) -> Tensor:
         """sum_i w_i v_i, shape ``(b, D)``."""

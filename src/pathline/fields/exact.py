@@ -10,7 +10,8 @@ $$\log p_t = \log \sum_i w_i \mathcal N_i, \quad u_t = \mathbb E[v_i], \quad \na
 expectations under $p_i$, differences $\Delta$ taken from one reference component, so that a covariance does not
 drown in the means that it is about. One pass over chunks of components with a running softmax gives all of them, so
 memory is O(batch x chunk). All arithmetic is float64, but for float32 data asked about in float32, which
-`pathline.fields.attention` answers as precisely as float32 can say; results come back in the dtype of x.
+`pathline.fields.attention` answers as precisely as float32 can say. So x may be of any floating-point dtype, whatever
+that of the data, and results come back in the dtype of x; t, weights and labels may be of any real dtype.
 Sources other than a standard normal, and bridges, are in `pathline.fields.pairs`.
 
 Reference: Lipman et al., "Flow Matching for Generative Modeling", arXiv:2210.02747; Bertrand et al., "On the
@@ -21,6 +22,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from numbers import Real
 from typing import Any, Literal, TypeGuard
 
 import torch
@@ -35,7 +37,7 @@ from pathline.fields.chunks import CHUNK, Chunk, last_call, most_central, weigh
 from pathline.fields.pairs import PairChunk, Pairs
 from pathline.paths import AffinePath, BridgePath, GaussianPath, as_time, one_time
 from pathline.schedules import Curve, Schedule
-from pathline.sources import Mixture, StandardNormal, check_rows, log_weights
+from pathline.sources import Mixture, StandardNormal, check_rows, check_tensor, log_weights
 
 ExactPath = AffinePath | BridgePath | GaussianPath
 
@@ -49,6 +51,9 @@ FEW = 20_000
 
 FINER = (1, 30, 1000)
 """How many times finer than the median row needs cells are taken, for the rows that coarser ones leave open."""
+
+FAR = 1e6
+"""Coordinates beyond it have squares in which differences between components drown."""
 
 SMALLEST = -690.0
 """Exponents below it are taken as it is, short of the numbers on which exp is slow."""
@@ -78,7 +83,9 @@ class _MixtureField(ABC):
         """The velocity u_t(x), shaped like ``x``.
 
         Raises:
-            ValueError: t outside [0, 1], misshapen, or at an end without a value; x of another row shape.
+            ValueError: t outside [0, 1], misshapen, or at an end without a value; x of another row shape, not floating
+                point or not finite (looked at on the CPU); a label that the data have not; other than tensors, or
+                tensors on another device than the data.
         """
         _, (velocity,) = self._expect(x, t, label, "velocity")
         return velocity.reshape(x.shape).to(x.dtype)
@@ -116,6 +123,8 @@ class _MixtureField(ABC):
         Raises:
             ValueError: ``v`` of another shape than ``x``.
         """
+        check_tensor("v", v)
+        check_tensor("x", x)
         if v.shape != x.shape:
             raise ValueError(f"v must be shaped like x {tuple(x.shape)}, got {tuple(v.shape)}")
         both = torch.func.jvp(lambda at: self(at, t, label=label), (x,), (v.to(x),))
@@ -142,11 +151,13 @@ class _MixtureField(ABC):
 
     def _component(self, x: Tensor, t: Tensor, label: Tensor | None, generator: torch.Generator | None) -> Tensor:
         """A component of the posterior for every row ``(b,)``: the largest log-weight with Gumbel noise."""
+        far = _far(x)
         best, which = x.new_full((len(x),), -math.inf), torch.zeros(len(x), dtype=torch.long, device=x.device)
         step = max(1, CHUNK // max(1, len(x) * self.chunk_width(len(t)), self.shape.numel()))
         for first in range(0, len(self.log_weights), step):
             rows = slice(first, first + step)
-            logits = self.chunk(x, t, rows).log_prob
+            chunk = self.chunk(x, t, rows)
+            logits = chunk.relative()[0] if far else chunk.log_prob
             if label is not None and self.labels is not None:
                 logits = logits.masked_fill(label[:, None] != self.labels[rows], -math.inf)
             noise = torch.empty_like(logits).exponential_(generator=generator).log()
@@ -177,11 +188,12 @@ class _MixtureField(ABC):
     def _expect_rows(self, x: Tensor, t: Tensor, label: Tensor | None, statistics: Sequence[Statistic]) -> list[Tensor]:
         top = x.new_full((len(x), 1), torch.finfo(x.dtype).min)
         total, sums = x.new_zeros(len(x), 1), [0.0] * len(statistics)
+        far, shared = _far(x), 0.0
         step = max(1, CHUNK // max(1, len(x) * self.chunk_width(len(t)), self.shape.numel()))
         for first in range(0, len(self.log_weights), step):
             rows = slice(first, first + step)
             chunk = self.chunk(x, t, rows)
-            logits = chunk.log_prob
+            logits, shared = chunk.relative() if far else (chunk.log_prob, 0.0)
             if label is not None and self.labels is not None:
                 logits = logits.masked_fill(label[:, None] != self.labels[rows], -math.inf)
             new_top = torch.maximum(top, logits.detach().amax(1, keepdim=True))
@@ -189,11 +201,19 @@ class _MixtureField(ABC):
             total = total * shrink + w.sum(1, keepdim=True)
             sums = [s * shrink + getattr(chunk, name)(w) for s, name in zip(sums, statistics, strict=True)]
             top = new_top
-        return [(top + total.log())[:, 0], *(s / total for s in sums)]
+        return [(top + total.log() + shared)[:, 0], *(s / total for s in sums)]
 
     def _check(self, x: Tensor, t: Tensor) -> Tensor:
-        if x.shape[1:] != self.shape:
+        device = self.log_weights.device
+        check_tensor("x", x, device)
+        check_tensor("t", t, device)
+        if x.ndim == 0 or x.shape[1:] != self.shape:
             raise ValueError(f"x must have rows of shape {tuple(self.shape)}, got {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise ValueError(f"x must be floating point, as the results are in its dtype, got {x.dtype}")
+        if _seen(x) and not bool(x.isfinite().all()):
+            row = int((~x.isfinite()).reshape(len(x), -1).any(1).int().argmax())
+            raise ValueError(f"x must be finite, row {row} is not")
         time = as_time(t, x).double()
         time = time.reshape(-1)[:1] if one_time(time) else time
         if time.device.type == "cpu":
@@ -209,6 +229,7 @@ class _MixtureField(ABC):
             return torch.logsumexp(self.log_weights, 0)
         if self.labels is None:
             raise ValueError("label was given, but the field was made without labels")
+        check_tensor("label", label, self.labels.device)
         if label.ndim > 1 or (label.ndim == 1 and len(label) != n):
             raise ValueError(f"label must have shape () or ({n},), got {tuple(label.shape)}")
         kinds, totals = self._totals
@@ -234,7 +255,7 @@ class EmpiricalField(_MixtureField):
 
     Attributes:
         path: an `AffinePath` or `BridgePath` from a `StandardNormal`, a `Mixture` or `Points`, which are drawn
-            independently of the data, or a `GaussianPath`.
+            independently of the data, or a `GaussianPath` from a `StandardNormal`.
         data: the points, shape ``(N, *d)``.
         weights: their probabilities up to a factor, shape ``(N,)``; ``None``: equal.
         labels: a class for each point, shape ``(N,)``; ``field(x, t, label=y)`` is the field of class y alone.
@@ -243,8 +264,9 @@ class EmpiricalField(_MixtureField):
             is asked: exact.
 
     Raises:
-        ValueError: no points, non-finite points, weights that are negative or sum to zero, wrong lengths, ``rtol``
-            outside (0, 1); a source of another shape, or one without width on an affine path, where x_t has no density.
+        ValueError: no points, non-finite points, weights that are negative or sum to zero, wrong lengths, other than
+            tensors of real numbers on one device, ``rtol`` outside (0, 1); a source of another shape, one without width
+            on an affine path, where x_t has no density, or any but a standard normal on a `GaussianPath`.
 
     >>> from pathline import schedules
     >>> field = EmpiricalField(AffinePath(schedules.linear()), torch.tensor([[2.0, 1.0]]))
@@ -261,11 +283,13 @@ class EmpiricalField(_MixtureField):
         rtol: float | None = None,
     ) -> None:
         _check_path(path, (AffinePath, BridgePath, GaussianPath))
-        if rtol is not None and not 0 < rtol < 1:
-            raise ValueError(f"rtol must be None or in (0, 1), got {rtol}")
+        if rtol is not None and (not isinstance(rtol, Real) or not 0 < rtol < 1):
+            raise ValueError(f"rtol must be None or in (0, 1), got {rtol!r}")
         check_rows("data", data)
-        if labels is not None and labels.shape != data.shape[:1]:
-            raise ValueError(f"labels must have shape ({len(data)},), got {tuple(labels.shape)}")
+        if labels is not None:
+            check_tensor("labels", labels, data.device)
+            if labels.shape != data.shape[:1]:
+                raise ValueError(f"labels must have shape ({len(data)},), got {tuple(labels.shape)}")
         self.path, self.shape, self.labels, self.rtol = path, data.shape[1:], labels, rtol
         self._by_label: dict[Any, EmpiricalField] = {}
         self.points = data if data.dtype == torch.float32 else data.double()
@@ -296,7 +320,7 @@ class EmpiricalField(_MixtureField):
         return 2 if times == 1 else max(2, self.shape.numel())
 
     def chunk(self, x: Tensor, t: Tensor, rows: slice) -> Chunk:
-        return _Points(self, x, t, rows) if self.pairs is None else _PointPairs(self, x, t, rows)
+        return _FarPoints(self, x, t, rows) if self.pairs is None else _PointPairs(self, x, t, rows)
 
     @cached_property
     def classes(self) -> Tensor:
@@ -328,6 +352,8 @@ class EmpiricalField(_MixtureField):
     def _expect(
         self, x: Tensor, t: Tensor, label: Tensor | None, *statistics: Statistic
     ) -> tuple[Tensor, list[Tensor]]:
+        check_tensor("x", x)
+        check_tensor("t", t)
         if self.pairs is not None:
             return super()._expect(x, t, label, *statistics)
         if label is not None:
@@ -434,6 +460,7 @@ class EmpiricalField(_MixtureField):
             and isinstance(self.path, AffinePath)
             and len(x) * len(self.points) >= MANY
             and _untracked(x)
+            and not _far(x)
         )
 
 
@@ -508,6 +535,19 @@ class _Points(_Labelled):
     def _score_step(self, w: Tensor) -> Tensor:
         more = (w * (self.precision - self.precision_0)).sum(1, keepdim=True)
         return weigh(w * self.precision, self.n) - self.y * more
+
+
+class _FarPoints(_Points):
+    """Points that can be told apart from any distance."""
+
+    def relative(self) -> tuple[Tensor, Tensor]:
+        r"""$\log w_i \mathcal N_i + \tfrac12 p_0 |y|^2$ with the precision p_0 of the reference component."""
+        far = self.y.square().sum(1, keepdim=True)
+        log_norm = 0.5 * self.y.shape[1] * (self.precision.log() - math.log(2 * math.pi))
+        logits = self.field.log_weights[self.rows] + log_norm + self.precision * (self.along - 0.5 * self.squares)
+        if not isinstance(self.field.path, AffinePath):
+            logits = logits - 0.5 * (self.precision - self.precision_0) * far
+        return logits, -0.5 * self.precision_0 * far
 
 
 class GaussianMixtureField(_MixtureField):
@@ -615,14 +655,24 @@ class _Gaussians(Chunk):
         alpha, sigma, alpha_rate, _ = (value[:, None, None] for value in field.schedule(t))
         self.means, self.axes = field.means[rows], None if field.axes is None else field.axes[rows]
         own = field.variances[rows]
-        variance = alpha**2 * own + sigma**2
+        self.variance = variance = alpha**2 * own + sigma**2
+        self.log_weights, self.alpha = field.log_weights[rows], alpha
         self.offset = self._into(x[:, None] - alpha * self.means)
         self.scaled = self.offset / variance
         half_rate = field.schedule.half_rate(t)[:, None, None]
         self.rate = (alpha * alpha_rate * own + half_rate) / variance
         self.pull, self.drift = alpha * own, alpha_rate * self.means
-        log_det = (variance.log() + math.log(2 * math.pi)).sum(2)
-        self.log_prob = field.log_weights[rows] - 0.5 * (log_det + (self.offset * self.scaled).sum(2))
+        self.log_det = (variance.log() + math.log(2 * math.pi)).sum(2)
+        self.log_prob = self.log_weights - 0.5 * (self.log_det + (self.offset * self.scaled).sum(2))
+
+    def relative(self) -> tuple[Tensor, Tensor | float]:
+        """Less the reference component's square, ``offset`` there being short of the own one by ``step``."""
+        if self.axes is not None:
+            return super().relative()
+        y, step = self.first.offset, self.alpha * (self.first.means - self.means)
+        apart = step * (self.scaled + y / self.variance)
+        apart = apart + y.square() * (1 / self.variance - 1 / self.first.variance)
+        return self.log_weights - 0.5 * (self.log_det + apart.sum(2)), -0.5 * (y * self.first.scaled).sum(2)
 
     def _into(self, rows: Tensor) -> Tensor:
         return rows if self.axes is None else torch.einsum("bkd,kde->bke", rows, self.axes)
@@ -665,6 +715,16 @@ def _isotropic(path: ExactPath, points: Tensor, t: Tensor) -> tuple[Tensor, ...]
     return at.mean.reshape(rows), precision.expand(each), at.mean_rate.reshape(rows), rate.expand(each)
 
 
+def _far(x: Tensor) -> bool:
+    """Whether a row is known to be far away."""
+    return _seen(x) and bool((x.detach().abs() > FAR).any())
+
+
+def _seen(x: Tensor) -> bool:
+    """Whether the numbers of ``x`` can be looked at without waiting for a device, a compiler or a transform."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not is_functorch_wrapped_tensor(x)
+
+
 def _untracked(x: Tensor) -> bool:
     """Whether nobody differentiates by ``x``."""
     tracked = torch.is_grad_enabled() and x.requires_grad
@@ -697,6 +757,11 @@ def _check_path(path: Any, kinds: tuple[type, ...]) -> None:
     if not isinstance(path, kinds):
         names = " or ".join(kind.__name__ for kind in kinds)
         raise ValueError(f"path must be {names}, got {type(path).__name__}")
+    if isinstance(path, GaussianPath) and not isinstance(path.source, StandardNormal):
+        raise ValueError(
+            "path must start from a standard normal if it is a GaussianPath, whose p_t(x given x1) is not Gaussian "
+            f"otherwise, got {type(path.source).__name__}: take an AffinePath or a BridgePath from that source"
+        )
 
 
 def _mixes(path: ExactPath) -> TypeGuard[AffinePath | BridgePath]:

@@ -14,13 +14,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pathline.sources import check_tensor
+
 
 def matrix(observe: Callable[[Tensor], Tensor], shape: torch.Size, y: Tensor, noise: float) -> Tensor:
     """A ``(m, D)`` of ``observe``, in float64.
 
     Raises:
-        ValueError: noise that is not positive, an observe that is not linear, a y of another shape than ``(m,)``.
+        ValueError: noise that is not positive, an observe that is not linear, a y that is no tensor ``(m,)``.
     """
+    check_tensor("y", y)
     if not 0 < noise < math.inf:
         raise ValueError(f"noise must be positive, got {noise}; for exact observations take a small one such as 0.01")
     d = shape.numel()
