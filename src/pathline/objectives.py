@@ -100,8 +100,9 @@ class Sampled:
         if weights.shape != (len(self.data),):
             raise ValueError(f"weights must have shape ({len(self.data)},), got {tuple(weights.shape)}")
         if not bool(weights.isfinite().all() & (weights >= 0).all() & (weights.sum() > 0)):
+            least, total = float(weights.min()), float(weights.sum())
             raise ValueError(
-                f"weights must be finite, not negative and of a positive sum, got a least one of {weights.min():.6g} and a sum of {weights.sum():.6g}"
+                f"weights must be finite, not negative and of a positive sum, got {least:g}, sum {total:g}"
             )
 
     def draw(self, generator: torch.Generator | None = None) -> Tensor:
