@@ -211,9 +211,6 @@ class _MixtureField(ABC):
             raise ValueError(f"x must have rows of shape {tuple(self.shape)}, got {tuple(x.shape)}")
         if not x.is_floating_point():
             raise ValueError(f"x must be floating point, as the results are in its dtype, got {x.dtype}")
-        if _seen(x) and not bool(x.isfinite().all()):
-            row = int((~x.isfinite()).reshape(len(x), -1).any(1).int().argmax())
-            raise ValueError(f"x must be finite, row {row} is not")
         time = as_time(t, x).double()
         time = time.reshape(-1)[:1] if one_time(time) else time
         if time.device.type == "cpu":
