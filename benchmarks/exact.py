@@ -161,7 +161,7 @@ def main() -> None:
         "60k_784": fashion(),
     }
     for name, data in laws.items():
-        figures |= dense(name, data, n if data.shape[1] < 784 else n // 4, repeats)
+        figures |= dense(name, data, n // 4 if data.shape[1] < 784 else n // 16, repeats)
     figures |= many_dimensions(laws["60k_784"], n // 16, repeats)
     figures |= cells(100_000 if options.quick else 1_000_000, 4096, range(0, 50, 7 if options.quick else 1))
     if not options.quick:
