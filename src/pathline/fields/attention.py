@@ -29,7 +29,7 @@ LEAST_ALPHA = 0.02
 ROWS, COLUMNS = 512, 1024
 """Queries and components of a block: its logits stay in the cache."""
 
-CHAIN = 256
+CHAIN = 512
 """Products that are added up in float32, before their sum goes to one in float64."""
 
 GROUP = 4

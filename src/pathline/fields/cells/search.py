@@ -9,15 +9,15 @@ from torch import Tensor
 from pathline.fields.cells.series import CRAMER, CRAMER_SLOPE, generated, hermite, log_rest
 from pathline.fields.cells.tree import Tree, by_halves, halvings
 
-ROWS, GROUP, MOST, BLOCKS = 4096, 2, 64, 1024
+ROWS, GROUP, MOST, BLOCKS = 4096, 2, 64, 2048
 """Rows that are put in blocks together, those of the smallest block and of the largest, and blocks of one walk."""
-WIDEST = 2.0
+WIDEST = 3.0
 """Of most blocks, in sigmas across."""
 LARGEST = 1.5
 """Radius of a cell, in sigmas."""
-SHARE = 0.3
+SHARE = 0.5
 """Of the error that is allowed, for each cell."""
-SURE, BEAM = 6, 2
+SURE, BEAM = 5, 1
 """Depth from which the leaf of the most likely points is looked for, and how many nodes are kept on the way."""
 SIZE = 2**16
 """Numbers per temporary: a few of them stay in the cache."""
