@@ -20,7 +20,7 @@ LOOKS = 20
 
 
 def objective(kind: str, data: Tensor) -> pl.FlowMatching:
-    targets = {"conditional": None, "batch": "batch", "sampled": Sampled(data, 2048), "all": None}
+    targets = {"conditional": None, "batch": "batch", "sampled": Sampled(data, 256), "all": None}
     target = pl.EmpiricalField(PATH, data) if kind == "all" else targets[kind]
     return pl.FlowMatching(PATH, times=pl.objectives.stratified, target=target)
 
