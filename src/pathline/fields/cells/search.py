@@ -17,8 +17,8 @@ LARGEST = 1.5
 """Radius of a cell, in sigmas."""
 SHARE = 0.5
 """Of the error that is allowed, for each cell."""
-SURE, BEAM = 5, 1
-"""Depth from which the leaf of the most likely points is looked for, and how many nodes are kept on the way."""
+SURE = 5
+"""Depth from which the leaf of the most likely points is looked for."""
 SIZE = 2**16
 """Numbers per temporary: a few of them stay in the cache."""
 ROUNDINGS = 200
@@ -145,18 +145,17 @@ class _Search:
         top = min(SURE, self.tree.depth)
         node = torch.arange(2**top - 1, 2 ** (top + 1) - 1, device=x.device).expand(len(x), -1)
         for depth in range(top, self.tree.depth + 1):
-            node = node.gather(1, self._likely(x, node).topk(min(BEAM, node.shape[1]), 1).indices)
+            node = node.gather(1, self._likely(x, node).argmax(1, keepdim=True))
             if depth < self.tree.depth:
                 node = torch.cat([2 * node + 1, 2 * node + 2], 1)
-        leaf, exact = (node - (2**self.tree.depth - 1)).flatten(), self.tree.tables[torch.float64]
-        points = exact.steps.index_select(1, leaf) + _at(self.tree.nodes.mean, node.flatten())[..., None]
-        squares = -2 * _half_square(list(x.T[:, :, None, None] - self.scale * points.unflatten(1, node.shape)))
-        sums = (exact.weights.index_select(0, leaf).log().unflatten(0, node.shape) - squares / 2).logsumexp(2)
-        nearest, own = sums.max(1)
+        node = node[:, 0]
+        leaf, exact = node - (2**self.tree.depth - 1), self.tree.tables[torch.float64]
+        points = exact.steps.index_select(1, leaf) + _at(self.tree.nodes.mean, node)[..., None]
+        half_squares = _half_square(list(x.T[..., None] - self.scale * points))
+        nearest = (exact.weights.index_select(0, leaf).log() + half_squares).logsumexp(1)
         far = (x - self.scale * self.tree.nodes.mean[:, 0]).norm(dim=1) + self.scale * self.tree.nodes.radius[0]
         whole = -far.square() / 2
-        node = torch.where(whole > nearest, 0, node.gather(1, own[:, None])[:, 0])
-        return torch.maximum(nearest, whole), node
+        return torch.maximum(nearest, whole), torch.where(whole > nearest, 0, node)
 
     def _likely(self, x: Tensor, node: Tensor) -> Tensor:
         """About the log of what nodes ``(b, k)`` add to a row: as if their points were Gaussian, but no nearer."""
