@@ -11,8 +11,8 @@ from torch import Tensor
 
 from pathline import schedules
 from pathline.fields import EmpiricalField
-from pathline.fields import exact as module
-from pathline.fields.cells import Cells
+from pathline.fields.exact import empirical as module
+from pathline.fields.exact.cells import Cells
 from pathline.paths import AffinePath
 from problems import SCHEDULES, annulus, close, normal, number, seeded
 

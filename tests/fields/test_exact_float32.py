@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pathline import schedules
-from pathline.fields import EmpiricalField, attention
-from pathline.fields import exact as module
+from pathline.fields import EmpiricalField
+from pathline.fields.exact import attention
+from pathline.fields.exact import empirical as module
 from pathline.paths import AffinePath
 from problems import SCHEDULES, Watch, annulus, close, normal, seeded
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pathline.fields.cells.series import ORDER
+from pathline.fields.exact.cells.series import ORDER
 
 LEAF = 32
 

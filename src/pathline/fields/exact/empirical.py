@@ -1,22 +1,4 @@
-r"""Exact marginal fields, known in closed form wherever the data law is a finite mixture.
-
-Given x_t = x, component i has posterior weight $p_i \propto w_i\,\mathcal N_i(x)$, and with the component's own
-velocity $v_i$ and score $g_i$ at x
-
-$$\log p_t = \log \sum_i w_i \mathcal N_i, \quad u_t = \mathbb E[v_i], \quad \nabla \log p_t = \mathbb E[g_i],
-\quad \nabla \cdot u_t = \mathbb E[\nabla \cdot v_i + \Delta g_i \cdot \Delta v_i]
-- \mathbb E[\Delta g_i] \cdot \mathbb E[\Delta v_i],$$
-
-expectations under $p_i$, differences $\Delta$ taken from one reference component, so that a covariance does not
-drown in the means that it is about. One pass over chunks of components with a running softmax gives all of them, so
-memory is O(batch x chunk). All arithmetic is float64, but for float32 data asked about in float32, which
-`pathline.fields.attention` answers as precisely as float32 can say. So x may be of any floating-point dtype, whatever
-that of the data, and results come back in the dtype of x; t, weights and labels may be of any real dtype.
-Sources other than a standard normal, and bridges, are in `pathline.fields.pairs`.
-
-Reference: Lipman et al., "Flow Matching for Generative Modeling", arXiv:2210.02747; Bertrand et al., "On the
-closed-form of flow matching: generalization does not arise from target stochasticity", arXiv:2506.03719.
-"""
+"""The exact fields of finite data and of Gaussian mixtures."""
 
 import math
 from abc import ABC, abstractmethod
@@ -30,11 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor  # pyright: ignore[reportMissingImports]
 
-from pathline.fields import observations
-from pathline.fields.attention import DIRECT, Attention
-from pathline.fields.cells import Cells
-from pathline.fields.chunks import CHUNK, Chunk, last_call, most_central, weigh
-from pathline.fields.pairs import PairChunk, Pairs
+from pathline.fields.exact import observations
+from pathline.fields.exact.attention import DIRECT, Attention
+from pathline.fields.exact.cells import Cells
+from pathline.fields.exact.chunks import CHUNK, Chunk, last_call, most_central, weigh
+from pathline.fields.exact.pairs import PairChunk, Pairs
 from pathline.paths import AffinePath, BridgePath, GaussianPath, as_time, one_time
 from pathline.schedules import Curve, Schedule
 from pathline.sources import Mixture, StandardNormal, check_rows, check_tensor, log_weights
@@ -588,7 +570,8 @@ class GaussianMixtureField(_MixtureField):
     def conditioned(self, observe: Callable[[Tensor], Tensor], y: Tensor, noise: float) -> "GaussianMixtureField":
         r"""The exact field of these data given $y = A x_1 + \eta\,\varepsilon$, $\varepsilon \sim \mathcal N(0, I)$.
 
-        The posterior is a mixture again, see `pathline.fields.observations`; it holds K covariances of d x d numbers.
+        The posterior is a mixture again, see `pathline.fields.exact.observations`; it holds K covariances of d x d
+        numbers.
 
         Args:
             observe: A, linear: ``observe(x) -> (n, m)`` for any number of rows, in float64.

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pathline.fields.cells.series import CRAMER, CRAMER_SLOPE, generated, hermite, log_rest
-from pathline.fields.cells.tree import Tree, by_halves, halvings
+from pathline.fields.exact.cells.series import CRAMER, CRAMER_SLOPE, generated, hermite, log_rest
+from pathline.fields.exact.cells.tree import Tree, by_halves, halvings
 
 ROWS, GROUP, MOST, BLOCKS = 4096, 2, 64, 2048
 """Rows that are put in blocks together, those of the smallest block and of the largest, and blocks of one walk."""
