@@ -10,7 +10,7 @@ from torch.distributions import Categorical, MixtureSameFamily, MultivariateNorm
 
 from pathline import likelihood, schedules
 from pathline.fields import EmpiricalField, GaussianMixtureField
-from pathline.fields.exact import empirical as module
+from pathline.fields.exact import mixture as module
 from pathline.grids import uniform
 from pathline.likelihood import divergence
 from pathline.paths import AffinePath, GaussianPath

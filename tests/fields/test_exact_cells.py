@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pathline import schedules
 from pathline.fields import EmpiricalField
-from pathline.fields.exact import empirical as module
+from pathline.fields.exact import empirical
 from pathline.fields.exact.cells import Cells
 from pathline.paths import AffinePath
 from problems import SCHEDULES, annulus, close, normal, number, seeded
@@ -75,8 +75,8 @@ def test_most_rows_are_good_enough_at_once():
 @pytest.mark.parametrize("d", [1, 2, 3])
 @pytest.mark.parametrize("rtol", [1e-2, 1e-3, 1e-5])
 def test_velocities_are_within_rtol(d: int, rtol: float, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "FEW", 0)
-    monkeypatch.setattr(module, "MANY", 0)
+    monkeypatch.setattr(empirical, "FEW", 0)
+    monkeypatch.setattr(empirical, "MANY", 0)
     data = clumped(4000, d, seed=3)
     field, fine = EmpiricalField(LINEAR, data, rtol=rtol), EmpiricalField(LINEAR, data)
     for t in (0.0, 0.02, 0.5, 0.9, 0.999):
@@ -89,8 +89,8 @@ def test_velocities_are_within_rtol(d: int, rtol: float, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("name", list(SCHEDULES))
 def test_velocities_are_within_rtol_on_every_schedule(name: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "FEW", 0)
-    monkeypatch.setattr(module, "MANY", 0)
+    monkeypatch.setattr(empirical, "FEW", 0)
+    monkeypatch.setattr(empirical, "MANY", 0)
     path, data = AffinePath(SCHEDULES[name]), normal(3000, 2, seed=0)
     field, fine = EmpiricalField(path, data, rtol=1e-3), EmpiricalField(path, data)
     for t in (0.0, 1e-3, 0.5, 0.99):
@@ -102,8 +102,8 @@ def test_velocities_are_within_rtol_on_every_schedule(name: str, monkeypatch: py
 
 
 def test_cells_are_used_and_only_where_they_can_be(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "FEW", 0)
-    monkeypatch.setattr(module, "MANY", 0)
+    monkeypatch.setattr(empirical, "FEW", 0)
+    monkeypatch.setattr(empirical, "MANY", 0)
     asked = []
     own = Cells.posterior_mean
     monkeypatch.setattr(Cells, "posterior_mean", lambda self, *args: asked.append(1) or own(self, *args))

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from pathline import schedules
 from pathline.fields import EmpiricalField
-from pathline.fields.exact import attention
-from pathline.fields.exact import empirical as module
+from pathline.fields.exact import attention, empirical
 from pathline.paths import AffinePath
 from problems import SCHEDULES, Watch, annulus, close, normal, seeded
 
@@ -49,7 +48,7 @@ def divergence_off(field: EmpiricalField, x: Tensor, t: Tensor, label: Tensor | 
 
 @pytest.fixture(autouse=True)
 def _always(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MANY", 0)
+    monkeypatch.setattr(empirical, "MANY", 0)
 
 
 @settings(max_examples=150, deadline=None)

@@ -12,7 +12,7 @@ from torch.distributions import MultivariateNormal
 import pathline as pl
 from pathline import schedules
 from pathline.fields import EmpiricalField, GaussianMixtureField
-from pathline.fields.exact import empirical as module
+from pathline.fields.exact import mixture as module
 from pathline.objectives import Sampled
 from pathline.paths import AffinePath, BridgePath
 from pathline.sources import Mixture, Points, StandardNormal

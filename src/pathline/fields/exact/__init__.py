@@ -18,6 +18,7 @@ Reference: Lipman et al., "Flow Matching for Generative Modeling", arXiv:2210.02
 closed-form of flow matching: generalization does not arise from target stochasticity", arXiv:2506.03719.
 """
 
-from pathline.fields.exact.empirical import EmpiricalField, GaussianMixtureField
+from pathline.fields.exact.empirical import EmpiricalField
+from pathline.fields.exact.gaussians import GaussianMixtureField
 
 __all__ = ["EmpiricalField", "GaussianMixtureField"]

@@ -5,8 +5,6 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from pathline.paths import AffinePath, BridgePath, GaussianPath
-
 CHUNK = 2**22
 """Numbers per temporary (batch x components x dimensions where the components need all three)."""
 
@@ -43,16 +41,6 @@ def most_central(rows: Tensor) -> slice:
     centre, step = rows.mean(0, dtype=torch.float64), max(1, CHUNK // max(1, rows.shape[1]))
     first = int(torch.cat([(part - centre).square().sum(1) for part in rows.split(step)]).argmin())
     return slice(first, first + 1)
-
-
-def last_call(path: AffinePath | BridgePath | GaussianPath, wide: bool) -> float | None:
-    """The time of the last call before an open t = 1: near it where data have a width, which a posterior mean loses.
-
-    Data without any, and paths that keep noise at t = 1, are left to the last node of the grid (``None``).
-    """
-    if isinstance(path, AffinePath) and float(path.schedule(torch.ones((), dtype=torch.float64)).sigma) > 0:
-        return None
-    return path.inner_time(1.0) if wide else None
 
 
 def weigh(w: Tensor, rows: Tensor) -> Tensor:

@@ -25,7 +25,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pathline.fields.exact.chunks import Chunk, last_call, most_central, weigh
+from pathline.fields.exact.chunks import Chunk, most_central, weigh
+from pathline.fields.exact.paths import last_call
 from pathline.paths import AffinePath, BridgePath
 from pathline.sources import Mixture, Points, StandardNormal
 from pathline.typing import Source
