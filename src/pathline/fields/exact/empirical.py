@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from numbers import Real
 from typing import Any
 
@@ -12,8 +12,10 @@ from torch import Tensor
 
 from pathline.fields.exact import observations
 from pathline.fields.exact.attention import DIRECT, Attention
+from pathline.fields.exact.bounded import Bounded
 from pathline.fields.exact.cells import Cells
 from pathline.fields.exact.chunks import CHUNK, Chunk, most_central
+from pathline.fields.exact.levels import Levels, fast
 from pathline.fields.exact.mixture import MixtureField, Statistic, own_times
 from pathline.fields.exact.pairs import PairChunk, Pairs
 from pathline.fields.exact.paths import ExactPath, check_path, last_stds, mixes, open_ends
@@ -27,7 +29,10 @@ MANY = 2**16
 """Rows times components from which the work is worth saving."""
 
 FEW = 20_000
-"""Components from which cells of them are."""
+"""Components from which cells and levels of them are."""
+
+SOME = 128
+"""Rows from which levels are worth the search for a way."""
 
 FINER = (1, 30, 1000)
 """How many times finer than the median row needs cells are taken, for the rows that coarser ones leave open."""
@@ -215,22 +220,37 @@ class EmpiricalField(MixtureField):
     def cells(self) -> Cells:
         return Cells(self.points.reshape(len(self.points), -1), self.log_weights.exp())
 
+    @cached_property
+    def levels(self) -> Levels:
+        weights = self.log_weights.exp()
+        return Levels(self.points.reshape(len(self.points), -1)[weights > 0], weights[weights > 0])
+
     def _approximate(self, x: Tensor, t: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """No density, and velocities good to ``rtol``; rows that finer cells cannot vouch for either are exact."""
+        """No density, and velocities good to ``rtol``; rows that no approximation can vouch for are exact."""
         time = self._check(x, t)
         alpha, sigma, alpha_rate, sigma_rate = (float(v) for v in self.path.schedule(time[0]))  # pyright: ignore[reportAttributeAccessIssue]
         flat, rtol = x.reshape(len(x), self.shape.numel()).double(), self.rtol or 0.0
+        rate, of_data = sigma_rate / sigma, alpha_rate - sigma_rate / sigma * alpha
+        of_mean = rtol / (1 + rtol) / max(abs(of_data), 1e-300)
+
+        def allowed(x: Tensor, mean: Tensor) -> Tensor:
+            return of_mean * ((of_data * mean + rate * x).norm(dim=1) + x.norm(dim=1))
+
+        def by_cells(x: Tensor, finer: float) -> Bounded:
+            return self.cells.posterior_mean(x, alpha, sigma, of_mean * float(x.norm(dim=1).median()) / finer)
+
+        def by_levels(x: Tensor) -> Bounded:
+            return self.levels.posterior_mean(x, alpha, sigma, allowed)
+
+        few = flat.shape[1] <= DIRECT
         velocity, rows = torch.empty_like(flat), torch.arange(len(x), device=x.device)
-        of_data = alpha_rate - sigma_rate / sigma * alpha
-        for finer in FINER:
+        for approximation in [partial(by_cells, finer=finer) for finer in FINER] if few else [by_levels]:
             if len(rows) == 0:
                 break
             own = flat[rows]
-            size = own.norm(dim=1)
-            tol = rtol * float(size.median()) / finer / max(abs(of_data), 1e-300)
-            found = self.cells.posterior_mean(own, alpha, sigma, tol)
-            velocity[rows] = of_data * found.mean + sigma_rate / sigma * own
-            good = found.error * abs(of_data) * (1 + rtol) <= rtol * (velocity[rows].norm(dim=1) + size)
+            found = approximation(own)
+            velocity[rows] = of_data * found.mean + rate * own
+            good = found.error <= allowed(own, found.mean)
             rows = rows[~good]
         if len(rows):
             _, (exact,) = self._expect_all(x[rows], time.expand(len(rows)), "velocity")
@@ -242,11 +262,11 @@ class EmpiricalField(MixtureField):
         return (
             self.rtol is not None
             and isinstance(self.path, AffinePath)
-            and self.shape.numel() <= DIRECT
             and len(self.points) >= FEW
             and len(x) * len(self.points) >= MANY
             and one_time(t)
             and is_untracked(x)
+            and (self.shape.numel() <= DIRECT or (len(x) >= SOME and x.device.type == "cpu" and fast()))
         )
 
     def _coarse(self, x: Tensor) -> bool:

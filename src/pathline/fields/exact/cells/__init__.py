@@ -5,6 +5,6 @@ level, all at once: a node that is out of a block's reach is left out and counte
 is taken as a cell, and of a leaf that is not, the points are.
 """
 
-from pathline.fields.exact.cells.search import Bounded, Cells
+from pathline.fields.exact.cells.search import Cells
 
-__all__ = ["Bounded", "Cells"]
+__all__ = ["Cells"]

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pathline.fields.exact.bounded import Bounded
 from pathline.fields.exact.cells.series import CRAMER, CRAMER_SLOPE, generated, hermite, log_rest
 from pathline.fields.exact.cells.tree import Tree, by_halves, halvings
 
@@ -25,13 +26,6 @@ ROUNDINGS = 200
 """Of one number, in a weight of the posterior."""
 NOTHING = 80.0
 """Nats under the largest weights from which all others together are nothing."""
-
-
-class Bounded(NamedTuple):
-    r"""$\mathbb E[x_1]$ given x, ``(b, D)``, float64, and a bound on the norm of its error, ``(b,)``."""
-
-    mean: Tensor
-    error: Tensor
 
 
 class Cells:

@@ -1,0 +1,183 @@
+r"""Points as bytes: products with queries of 8 or 15 bits, and sums.
+
+Coordinates are rounded to 256 levels, $x_i = o + \delta k_i + r_i$, which for pixels leaves no rest r. Queries are
+rounded to one or two terms of bytes, and the weights of sums to one. Products of bytes are exact, so these roundings
+are all there is to reckon with. That of a query's second term and that of weights are random,
+$z \to \lfloor z + u \rfloor$ with u uniform in [0, 1) and drawn beforehand: right on average, whatever the data and
+the query. McDiarmid's inequality says that independent roundings $\zeta_j$ and any vectors $a_j$ have
+
+$$\Big|\sum_j \zeta_j\, a_j\Big| \le \Big(\tfrac12 + \sqrt{\tfrac12 \log \tfrac1p}\Big)
+\Big(\sum_j |a_j|^2\Big)^{1/2}$$
+
+but for a chance of p. Reference: McDiarmid, "On the method of bounded differences", Surveys in Combinatorics 1989.
+"""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+COLUMNS = 4096
+"""Points of a block: its products stay in the cache."""
+
+MOST, HALF = 127, 128
+
+RATIO = 254
+"""Of the scales of a query's two terms."""
+
+CHANCE = 1e-12
+"""That a sum of random roundings exceeds its bound."""
+
+BOUND = 0.5 + math.sqrt(-math.log(CHANCE) / 2)
+"""Of a sum of random roundings, over the root of the sum of squares."""
+
+FASTER = 2.0
+"""How many times as fast as products of floats those of bytes have to be to be of use."""
+
+
+class Query(NamedTuple):
+    """``v`` ``(b, D)`` as ``scale`` ``(b, 1)`` times ``terms[0]``, or times ``RATIO * terms[0] + terms[1]``.
+
+    Attributes:
+        rest: the norm of what is left over, ``(b,)``.
+    """
+
+    terms: list[Tensor]
+    scale: Tensor
+    rest: Tensor
+
+
+class Keys:
+    r"""``points`` ``(N, D)``, or what becomes of them.
+
+    Attributes:
+        step, origin: $\delta$ and o.
+        order: the coordinates, those that vary most first.
+        bytes: k, its first coordinates in that order, by how many they are: all, and ``widths`` of them.
+        table: k + 128, each row with the scale and the offset of its numbers.
+        rest: the largest norm of r.
+        reach: the largest norm of $\delta k$.
+    """
+
+    def __init__(self, points: Tensor, widths: Iterable[int]) -> None:
+        n, d = points.shape
+        low, high = (float(end) for end in points.aminmax())
+        self.step = (high - low) / (MOST + HALF) or 1.0
+        self.origin = low + HALF * self.step
+        self.order = points.var(0, correction=0).argsort(descending=True)
+        self.bytes = {width: torch.empty(n, width, dtype=torch.int8) for width in {*widths, d}}
+        self.table = torch.empty(n, d + 8, dtype=torch.uint8)
+        self.table[:, d:] = torch.tensor([1.0, -HALF]).view(torch.uint8)
+        generator = torch.Generator().manual_seed(0)
+        self.of_query, self.of_weights = torch.rand(d, generator=generator), torch.rand(n, generator=generator)
+        self.rest = self.reach = 0.0
+        for rows in slices(n, COLUMNS):
+            offset = points[rows].double() - self.origin
+            level = (offset / self.step).round_()
+            self.rest = max(self.rest, float((offset - self.step * level).norm(dim=1).max()))
+            self.reach = max(self.reach, self.step * float(level.norm(dim=1).max()))
+            self.table[rows, :d] = (level + HALF).to(torch.uint8)
+            level = level[:, self.order].to(torch.int8)
+            for width, own in self.bytes.items():
+                own[rows] = level[:, :width]
+
+    def query(self, v: Tensor, terms: int) -> Query:
+        """``v`` of the first coordinates in `order`, as many as it has."""
+        scale = v.abs().amax(1, keepdim=True).clamp_min(torch.finfo(v.dtype).tiny) / MOST
+        parts = [(v / scale).round_()]
+        rest = v - scale * parts[0]
+        if terms == 2:
+            scale = scale / RATIO
+            parts.append((rest / scale).add_(self.of_query).floor_().clamp_(-MOST, MOST))
+            rest = rest - scale * parts[1]
+        return Query([part.to(torch.int8) for part in parts], scale, rest.norm(dim=1))
+
+    def fits(self, query: Query) -> bool:
+        """Whether the products of two terms are numbers of 32 bits."""
+        size = max(float(term.double().norm(dim=1).max()) for term in query.terms)
+        return (RATIO + 1) * size * self.reach / self.step < 2**31
+
+    def logits(
+        self,
+        query: Query,
+        bias: Tensor,
+        tilt: tuple[Tensor, Tensor] | None = None,
+        every: int = 1,
+        out: Tensor | None = None,
+    ) -> Iterator[tuple[slice, Tensor]]:
+        r"""Block by block of components, or of one in ``every``: products of v and $\delta k$, plus ``bias`` ``(N,)``.
+
+        And plus the product of ``tilt``, ``(b, 1)`` and ``(N,)``. The numbers of a block ``(b, n)`` last until the
+        next.
+        """
+        b, width = query.terms[0].shape
+        scale = (query.scale * self.step).float()
+        blocks = [torch.empty(b * COLUMNS, dtype=torch.int32) for _ in query.terms]
+        floats = torch.empty(b * COLUMNS)
+        keys, bias = self.bytes[width][::every], bias[::every]
+        for cols in slices(len(keys), COLUMNS):
+            n, own = cols.stop - cols.start, keys[cols].T
+            terms = zip(query.terms, blocks, strict=True)
+            sums = [_products(term, own, block[: b * n].view(b, n)) for term, block in terms]
+            whole = sums[0] if len(sums) == 1 else sums[1].add_(sums[0], alpha=RATIO)
+            room = floats[: b * n].view(b, n) if out is None else out[:, cols]
+            own = torch.addcmul(bias[cols], whole, scale, out=room)
+            yield cols, own if tilt is None else own.addcmul_(tilt[0], tilt[1][::every][cols])
+
+    def add_listed(self, sums: Tensor, weights: Tensor, component: Tensor, starts: Tensor) -> None:
+        r"""To ``sums`` ``(b, D)``: those of k over lists of components, each from its start on."""
+        bag = torch.ops.quantized.embedding_bag_byte_rowwise_offsets
+        sums += bag(self.table, component.int(), starts.int(), False, 0, False, weights, None, False)
+
+    def add_block(self, sums: Tensor, cols: slice, weights: Tensor) -> Tensor:
+        """To ``sums`` ``(b, D)``, coordinates in `order`: those of k over components ``cols``.
+
+        The weights ``(b, n)``, from 0 to `MOST`, are rounded in place; what that adds to their sum, ``(b,)``.
+        """
+        before = weights.sum(1)
+        weights.add_(self.of_weights[cols]).floor_()
+        sums += _products(weights.to(torch.int8), self.bytes[sums.shape[1]][cols])
+        return weights.sum(1) - before
+
+
+def slices(n: int, step: int) -> Iterator[slice]:
+    return (slice(first, min(first + step, n)) for first in range(0, n, step))
+
+
+@lru_cache
+def right() -> bool:
+    """Whether products of bytes are there, and exact: on some processors, sums of two saturate."""
+    ends = torch.full((64, 256), MOST, dtype=torch.int8)
+    try:
+        return bool((_products(ends, ends.T) == 256 * MOST**2).all())
+    except (AttributeError, NotImplementedError, RuntimeError):
+        return False
+
+
+@lru_cache
+def fast() -> bool:
+    """Whether products of bytes are right, and much faster than those of floats."""
+    floats = torch.ones(256, 1024)
+    bytes_ = floats.to(torch.int8)
+    return right() and _seconds(lambda: floats @ floats.T) > FASTER * _seconds(lambda: _products(bytes_, bytes_.T))
+
+
+def _products(left: Tensor, others: Tensor, out: Tensor | None = None) -> Tensor:
+    if left.shape[1] == 1:  # which torch multiplies wrongly
+        left, others = pad(left, (0, 1)), pad(others, (0, 0, 0, 1))
+    return torch._int_mm(left, others, out=out)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    def once() -> float:
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start
+
+    return statistics.median(once() for _ in range(9))
