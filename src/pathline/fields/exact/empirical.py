@@ -31,8 +31,8 @@ MANY = 2**16
 FEW = 20_000
 """Components from which cells and levels of them are."""
 
-SOME = 128
-"""Rows from which levels are worth the search for a way."""
+SOME, WIDE = 128, 200
+"""Rows and dimensions from which levels are worth the search for a way."""
 
 FINER = (1, 30, 1000)
 """How many times finer than the median row needs cells are taken, for the rows that coarser ones leave open."""
@@ -48,10 +48,10 @@ class EmpiricalField(MixtureField):
         weights: their probabilities up to a factor, shape ``(N,)``; ``None``: equal.
         labels: a class for each point, shape ``(N,)``; ``field(x, t, label=y)`` is the field of class y alone.
         rtol: the velocity may be off by ``rtol (|u| + |x|)``, proven row by row: on an affine path from a standard
-            normal, from 20,000 points on, at one time for all rows. In up to 3 dimensions by cells; in more, for 128
-            rows or more on a CPU that multiplies bytes fast, by bytes, but for a chance of 1e-12 a row in their own
-            random roundings: much faster where coordinates have up to 256 levels, as pixels do. ``None``, and whatever
-            else is asked: exact.
+            normal, from 20,000 points on, at one time for all rows. In up to 3 dimensions by cells; in 200 or more,
+            for 128 rows or more on a CPU that multiplies bytes fast, by bytes, but for a chance of 1e-12 a row in their
+            own random roundings: much faster where coordinates have up to 256 levels, as pixels do. ``None``, and
+            whatever else is asked: exact.
 
     Raises:
         ValueError: no points, non-finite points, weights that are negative or sum to zero, wrong lengths, other than
@@ -268,8 +268,12 @@ class EmpiricalField(MixtureField):
             and len(x) * len(self.points) >= MANY
             and one_time(t)
             and is_untracked(x)
-            and (self.shape.numel() <= DIRECT or (len(x) >= SOME and x.device.type == "cpu" and fast()))
+            and (self.shape.numel() <= DIRECT or self._wide_enough(x))
         )
+
+    def _wide_enough(self, x: Tensor) -> bool:
+        """Whether bytes are faster than floats."""
+        return len(x) >= SOME and self.shape.numel() >= WIDE and x.device.type == "cpu" and fast()
 
     def _coarse(self, x: Tensor) -> bool:
         """Whether float32 in and out, many enough and not to be differentiated."""
