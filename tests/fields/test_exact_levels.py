@@ -13,10 +13,11 @@ from torch import Tensor
 from pathline import schedules
 from pathline.fields import EmpiricalField
 from pathline.fields.exact import empirical
-from pathline.fields.exact.levels import Levels, keys
+from pathline.fields.exact.chunks import slices
+from pathline.fields.exact.levels import Levels, keys, products
 from pathline.fields.exact.levels import ways as module
 from pathline.fields.exact.levels.index import Index
-from pathline.fields.exact.levels.keys import BOUND, MOST, Keys
+from pathline.fields.exact.levels.keys import BOUND, Keys
 from pathline.fields.exact.levels.ways import Ways
 from pathline.fields.exact.levels.weights import runs, trimmed
 from pathline.paths import AffinePath
@@ -24,7 +25,7 @@ from problems import normal, seeded
 
 LINEAR = AffinePath(schedules.linear())
 
-pytestmark = pytest.mark.skipif(not keys.right(), reason="this processor has no exact products of bytes")
+pytestmark = pytest.mark.skipif(not products.exact(), reason="this processor has no exact products of bytes")
 
 
 def true_mean(data: Tensor, weights: Tensor, x: Tensor, alpha: float, sigma: float) -> Tensor:
@@ -93,8 +94,12 @@ def test_errors_are_within_their_bounds(law: str, d: int, n: int, t: float, rtol
     true = true_mean(data.double(), weights, x, t, 1 - t)
     far = x.norm(dim=1) + data.double().norm(dim=1).max()
     slack = 1e-13 * far * (1 + far / (1 - t)) ** 2  # of the truth itself
-    for way in (*(partial(search.few, width=width) for width in search.index.widths), search.listed, search.whole):
-        found = way(x)
+    for way in (
+        *(partial(search.few, width=width) for width in search.index.partial_norms),
+        search.listed,
+        search.whole,
+    ):
+        found = way(x).answer
         error = (found.mean - true).norm(dim=1)
         assert bool((error <= found.error + slack)[found.error.isfinite()].all())
 
@@ -104,7 +109,7 @@ def test_bounds_are_narrow_for_pixels(way: str, t: float):
     data = pixels(3001, 300, seed=1)
     x = t * data[:64].double() + (1 - t) * normal(64, 300, seed=2)
     search = ways(data, torch.full((3001,), 1 / 3001, dtype=torch.float64), t, 1 - t, 1e-3, 64)
-    found = search.few(x, 300) if way == "few" else getattr(search, way)(x)
+    found = (search.few(x, 300) if way == "few" else getattr(search, way)(x)).answer
     assert float((found.error <= search.allowed(x, found.mean)).double().mean()) > 0.9
 
 
@@ -135,6 +140,27 @@ def test_a_field_of_weighted_and_labelled_points_of_any_shape(monkeypatch: pytes
         assert float(((v - u).norm(dim=1) / (u.norm(dim=1) + x.flatten(1).norm(dim=1))).max()) < 1e-3
 
 
+def test_a_query_and_a_point_at_zero(monkeypatch: pytest.MonkeyPatch):
+    """No error is allowed there."""
+    monkeypatch.setattr(empirical, "FEW", 0)
+    monkeypatch.setattr(empirical, "fast", lambda: True)
+    data = pixels(1003, 250, seed=20)
+    data[5] = 0
+    x = (0.9 * data[:200] + 0.1 * normal(200, 250, seed=21)).float()
+    x[:2] = 0
+    u, v = (EmpiricalField(LINEAR, data, rtol=rtol)(x, torch.tensor(0.9)) for rtol in (None, 1e-3))
+    assert float(((v - u).norm(dim=1) / (u.norm(dim=1) + x.norm(dim=1)).clamp_min(1e-30)).max()) < 1e-3
+
+
+def test_sums_of_many_components_do_not_wrap():
+    """140,000 products of 127 and -128 are more than 2^31."""
+    own = Keys(torch.cat([torch.zeros(140_000, 2), torch.ones(1, 2)]), [2])
+    sums = torch.zeros(1, 2, dtype=torch.int64)
+    for cols in slices(140_001, keys.COLUMNS):
+        own.add_block(sums, cols, torch.full((1, cols.stop - cols.start), 127.0))
+    assert sums.tolist() == [[127 * (-128 * 140_000 + 127)] * 2]
+
+
 def test_where_bytes_are_no_faster_nothing_is_promised():
     data = normal(2000, 64, seed=8).float()
     x = normal(16, 64, seed=9)
@@ -147,7 +173,7 @@ def test_where_bytes_are_no_faster_nothing_is_promised():
 @pytest.mark.parametrize("width", [1, 2, 7])
 def test_products_of_few_coordinates(width: int):
     left, others = (torch.randint(-127, 128, (5, width), generator=seeded(k), dtype=torch.int8) for k in range(2))
-    assert torch.equal(keys._products(left, others.T).double(), left.double() @ others.double().T)
+    assert torch.equal(products.products(left, others.T).double(), left.double() @ others.double().T)
 
 
 @pytest.mark.parametrize("terms", [1, 2])
@@ -168,7 +194,7 @@ def test_random_roundings_are_right_on_average_and_within_their_bound():
     data, v, direction = pixels(300, 200, seed=13), normal(1, 200, seed=14), normal(200, 50, seed=15)
     own, errors, generator = Keys(data, [200]), [], seeded(16)
     for _ in range(400):
-        own.of_query = torch.rand(200, generator=generator)
+        own.query_dither = torch.rand(200, generator=generator)
         query = own.query(v, 2)
         value = query.scale * (keys.RATIO * query.terms[0].double() + query.terms[1].double())
         errors.append((value - v) / query.scale)
@@ -182,11 +208,11 @@ def test_sums_by_bytes():
     data = pixels(5000, 90, seed=16)
     own = Keys(data, [90])
     level = ((data.double() - own.origin) / own.step).round()
-    weights = MOST * torch.rand(20, 5000, generator=seeded(17))
-    sums, drift = torch.zeros(20, 90, dtype=torch.int32), torch.zeros(20)
-    for cols in keys.slices(5000, keys.COLUMNS):
+    weights = products.PEAK * torch.rand(20, 5000, generator=seeded(17))
+    sums, drift = torch.zeros(20, 90, dtype=torch.int64), torch.zeros(20)
+    for cols in slices(5000, keys.COLUMNS):
         drift += own.add_block(sums, cols, weights[:, cols].clone())
-    rounded = (weights + own.of_weights).floor().double()
+    rounded = (weights + own.weight_dither).floor().double()
     assert torch.equal(sums.double(), rounded @ level[:, own.order])
     assert torch.allclose(drift.double(), (rounded - weights.double()).sum(1), atol=2)
     row, component = torch.arange(20).repeat_interleave(7), torch.randint(5000, (140,), generator=seeded(18))
@@ -204,13 +230,13 @@ def test_trimmed_lists_lose_their_least():
 
 
 def test_products_that_saturate_are_not_trusted(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(keys, "_products", lambda left, others, out=None: torch.zeros(64, 64, dtype=torch.int32))
-    assert not keys.right.__wrapped__()
+    monkeypatch.setattr(products, "products", lambda left, others, out=None: torch.zeros(64, 64, dtype=torch.int32))
+    assert not products.exact.__wrapped__()
 
 
 def test_products_that_are_not_there(monkeypatch: pytest.MonkeyPatch):
     def absent(*_: object) -> Tensor:
         raise RuntimeError("not implemented")
 
-    monkeypatch.setattr(keys, "_products", absent)
-    assert not keys.right.__wrapped__()
+    monkeypatch.setattr(products, "products", absent)
+    assert not products.exact.__wrapped__()

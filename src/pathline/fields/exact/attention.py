@@ -18,11 +18,13 @@ Rows for which none of them is good enough (far away, or sharp with many compone
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from pathline.fields.exact.chunks import slices
 
 DIRECT = 3
 LEAST_ALPHA = 0.02
@@ -91,7 +93,7 @@ class Attention:
         padded = n + -n % GROUP
         self.keys = points.new_zeros(padded, d + (1 if self.uniform else 2))
         torch.sub(points, self.centre, out=self.keys[:n, :d])
-        for rows in _slices(n, 4096):
+        for rows in slices(n, 4096):
             self.keys[rows, d] = -0.5 * self.keys[rows, :d].double().square().sum(1).float()
         self.reach = float((-2 * self.keys[:n, d].min()).sqrt())
         self.keys[n:, d] = -1e30
@@ -117,7 +119,7 @@ class Attention:
 
     def _by_rows(self, way: Callable[..., Posterior], scatter: bool, *queries: Tensor) -> list[Posterior]:
         step = max(16, min(ROWS, GROUP * WIDE // len(self.points)))
-        return [way(*(query[rows] for query in queries), scatter) for rows in _slices(len(queries[0]), step)]
+        return [way(*(query[rows] for query in queries), scatter) for rows in slices(len(queries[0]), step)]
 
     def _rounding(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """How far rounding moves the logits of the components in reach, as sums of random roundings do."""
@@ -134,7 +136,7 @@ class Attention:
         top = high.new_full((b, 1), torch.finfo(torch.float32).min)
         total, sums = x.new_zeros(b, 1), x.new_zeros(b, d + scatter)
         blocks = [high.new_empty(b * COLUMNS) for _ in range(d + scatter + 1)]
-        for cols in _slices(len(self.points), COLUMNS):
+        for cols in slices(len(self.points), COLUMNS):
             n = cols.stop - cols.start
             *offset, logits = (block[: b * n].view(b, n) for block in blocks)
             summed, offset = offset, offset[:d]
@@ -166,14 +168,14 @@ class Attention:
         top = queries.new_full((b, 1), torch.finfo(torch.float32).min)
         total, sums = x.new_zeros(b, 1), x.new_zeros(b, d + 1)
         block, parts = queries.new_empty(b * COLUMNS), queries.new_empty(math.ceil(COLUMNS / CHAIN), b, d + 1)
-        for cols in _slices(len(self.points), COLUMNS):
+        for cols in slices(len(self.points), COLUMNS):
             keys = self.keys[cols]
             logits = torch.mm(queries, keys.T, out=block[: b * len(keys)].view(b, len(keys)))
             new_top = torch.maximum(top, logits.amax(1, keepdim=True))
             shrink = (top - new_top).exp2()
             weights = logits.sub_(new_top).exp2_()
             total = total.mul_(shrink).add_(weights.sum(1, keepdim=True))
-            chains = list(_slices(len(keys), CHAIN))
+            chains = list(slices(len(keys), CHAIN))
             for part, own in zip(parts, chains, strict=False):
                 torch.mm(weights[:, own], keys[own, : d + 1], out=part)
             sums = sums.mul_(shrink).add_(parts[: len(chains)].sum(0))
@@ -217,7 +219,7 @@ class Attention:
         y, queries = self._queries(x, alpha, sigma)
         best, members = [], []
         block = queries.new_empty(b * COLUMNS)
-        for cols in _slices(len(self.keys), COLUMNS):
+        for cols in slices(len(self.keys), COLUMNS):
             keys, width = self.keys[cols], (cols.stop - cols.start) // GROUP
             logits = torch.mm(queries, keys.T, out=block[: b * len(keys)].view(b, len(keys)))
             best.append(logits.view(b, GROUP, width).amax(1))
@@ -249,7 +251,3 @@ class Attention:
         scale = LOG2E * alpha / sigma.square()
         extra = [] if self.uniform else [torch.full_like(alpha, LOG2E)]
         return y, torch.cat([scale * y, scale * alpha, *extra], 1).float()
-
-
-def _slices(n: int, step: int) -> Iterator[slice]:
-    return (slice(first, min(first + step, n)) for first in range(0, n, step))

@@ -1,6 +1,7 @@
 """Some components of a mixture at a time: what each family of them tells, and the sums that they share."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -46,3 +47,8 @@ def most_central(rows: Tensor) -> slice:
 def weigh(w: Tensor, rows: Tensor) -> Tensor:
     """sum_i w_i rows_i, shape ``(b, k)``, for rows ``(1 or b, n, k)``."""
     return w @ rows[0] if len(rows) == 1 else torch.einsum("bn,bnk->bk", w, rows)
+
+
+def slices(n: int, step: int) -> Iterator[slice]:
+    """The numbers below n, ``step`` at a time."""
+    return (slice(first, min(first + step, n)) for first in range(0, n, step))

@@ -224,8 +224,7 @@ class EmpiricalField(MixtureField):
 
     @cached_property
     def levels(self) -> Levels:
-        weights = self.log_weights.exp()
-        return Levels(self.points.reshape(len(self.points), -1)[weights > 0], weights[weights > 0])
+        return Levels(self.points.reshape(len(self.points), -1), self.log_weights.exp())
 
     def _approximate(self, x: Tensor, t: Tensor) -> tuple[Tensor, list[Tensor]]:
         """No density, and velocities good to ``rtol``; rows that no approximation can vouch for are exact."""
@@ -257,7 +256,7 @@ class EmpiricalField(MixtureField):
         if len(rows):
             _, (exact,) = self._expect_all(x[rows], time.expand(len(rows)), "velocity")
             velocity[rows] = exact
-        return flat[:, 0], [velocity]
+        return flat.new_full((len(flat),), math.nan), [velocity]
 
     def _near_enough(self, x: Tensor, t: Tensor) -> bool:
         """Whether an error of ``rtol`` is asked for and saves anything."""

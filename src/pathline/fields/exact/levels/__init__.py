@@ -4,7 +4,7 @@ Processors multiply bytes several times as fast as floats, and exactly. One prod
 which points can matter, one with 15 bits is good enough for all their weights, and pixels are bytes to begin with.
 """
 
-from pathline.fields.exact.levels.keys import fast
+from pathline.fields.exact.levels.products import fast
 from pathline.fields.exact.levels.search import Levels
 
 __all__ = ["Levels", "fast"]

@@ -13,20 +13,20 @@ but for a chance of p. Reference: McDiarmid, "On the method of bounded differenc
 """
 
 import math
-import statistics
-import time
-from collections.abc import Callable, Iterable, Iterator
-from functools import lru_cache
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+
+from pathline.fields.exact.chunks import slices
+from pathline.fields.exact.levels.products import PEAK, products
 
 COLUMNS = 4096
 """Points of a block: its products stay in the cache."""
 
-MOST, HALF = 127, 128
+HALF = 128
+"""Levels below the origin."""
 
 RATIO = 254
 """Of the scales of a query's two terms."""
@@ -36,9 +36,6 @@ CHANCE = 1e-12
 
 BOUND = 0.5 + math.sqrt(-math.log(CHANCE) / 2)
 """Of a sum of random roundings, over the root of the sum of squares."""
-
-FASTER = 2.0
-"""How many times as fast as products of floats those of bytes have to be to be of use."""
 
 
 class Query(NamedTuple):
@@ -54,13 +51,14 @@ class Query(NamedTuple):
 
 
 class Keys:
-    r"""``points`` ``(N, D)``, or what becomes of them.
+    r"""``points`` ``(N, D)`` rounded to bytes.
 
     Attributes:
         step, origin: $\delta$ and o.
         order: the coordinates, those that vary most first.
         bytes: k, its first coordinates in that order, by how many they are: all, and ``widths`` of them.
-        table: k + 128, each row with the scale and the offset of its numbers.
+        table: k + 128, each row with the scale and the offset of its numbers, two floats.
+        query_dither, weight_dither: the u of roundings, ``(D,)`` and ``(N,)``.
         rest: the largest norm of r.
         reach: the largest norm of $\delta k$.
     """
@@ -68,14 +66,14 @@ class Keys:
     def __init__(self, points: Tensor, widths: Iterable[int]) -> None:
         n, d = points.shape
         low, high = (float(end) for end in points.aminmax())
-        self.step = (high - low) / (MOST + HALF) or 1.0
+        self.step = (high - low) / (PEAK + HALF) or 1.0
         self.origin = low + HALF * self.step
         self.order = points.var(0, correction=0).argsort(descending=True)
         self.bytes = {width: torch.empty(n, width, dtype=torch.int8) for width in {*widths, d}}
-        self.table = torch.empty(n, d + 8, dtype=torch.uint8)
+        self.table = torch.empty(n, d + 2 * torch.float32.itemsize, dtype=torch.uint8)
         self.table[:, d:] = torch.tensor([1.0, -HALF]).view(torch.uint8)
         generator = torch.Generator().manual_seed(0)
-        self.of_query, self.of_weights = torch.rand(d, generator=generator), torch.rand(n, generator=generator)
+        self.query_dither, self.weight_dither = torch.rand(d, generator=generator), torch.rand(n, generator=generator)
         self.rest = self.reach = 0.0
         for rows in slices(n, COLUMNS):
             offset = points[rows].double() - self.origin
@@ -88,20 +86,20 @@ class Keys:
                 own[rows] = level[:, :width]
 
     def query(self, v: Tensor, terms: int) -> Query:
-        """``v`` of the first coordinates in `order`, as many as it has."""
-        scale = v.abs().amax(1, keepdim=True).clamp_min(torch.finfo(v.dtype).tiny) / MOST
+        """``v`` ``(b, width)``, of the coordinates ``order[:width]``, in ``terms`` terms of bytes."""
+        scale = v.abs().amax(1, keepdim=True).clamp_min(1e-300) / PEAK
         parts = [(v / scale).round_()]
         rest = v - scale * parts[0]
         if terms == 2:
             scale = scale / RATIO
-            parts.append((rest / scale).add_(self.of_query).floor_().clamp_(-MOST, MOST))
+            parts.append((rest / scale).add_(self.query_dither).floor_().clamp_(-PEAK, PEAK))
             rest = rest - scale * parts[1]
         return Query([part.to(torch.int8) for part in parts], scale, rest.norm(dim=1))
 
     def fits(self, query: Query) -> bool:
-        """Whether the products of two terms are numbers of 32 bits."""
+        """Whether its products are numbers of 32 bits."""
         size = max(float(term.double().norm(dim=1).max()) for term in query.terms)
-        return (RATIO + 1) * size * self.reach / self.step < 2**31
+        return (RATIO + 1 if len(query.terms) == 2 else 1) * size * self.reach / self.step < 2**31
 
     def logits(
         self,
@@ -113,8 +111,8 @@ class Keys:
     ) -> Iterator[tuple[slice, Tensor]]:
         r"""Block by block of components, or of one in ``every``: products of v and $\delta k$, plus ``bias`` ``(N,)``.
 
-        And plus the product of ``tilt``, ``(b, 1)`` and ``(N,)``. The numbers of a block ``(b, n)`` last until the
-        next.
+        And plus the product of ``tilt``, ``(b, 1)`` and ``(N,)``. A block ``(b, n)`` is overwritten by the next, or is
+        that of ``out`` ``(b, N)``.
         """
         b, width = query.terms[0].shape
         scale = (query.scale * self.step).float()
@@ -122,13 +120,13 @@ class Keys:
         floats = torch.empty(b * COLUMNS)
         keys, bias = self.bytes[width][::every], bias[::every]
         for cols in slices(len(keys), COLUMNS):
-            n, own = cols.stop - cols.start, keys[cols].T
+            n, block_keys = cols.stop - cols.start, keys[cols].T
             terms = zip(query.terms, blocks, strict=True)
-            sums = [_products(term, own, block[: b * n].view(b, n)) for term, block in terms]
+            sums = [products(term, block_keys, block[: b * n].view(b, n)) for term, block in terms]
             whole = sums[0] if len(sums) == 1 else sums[1].add_(sums[0], alpha=RATIO)
-            room = floats[: b * n].view(b, n) if out is None else out[:, cols]
-            own = torch.addcmul(bias[cols], whole, scale, out=room)
-            yield cols, own if tilt is None else own.addcmul_(tilt[0], tilt[1][::every][cols])
+            place = floats[: b * n].view(b, n) if out is None else out[:, cols]
+            logits = torch.addcmul(bias[cols], whole, scale, out=place)
+            yield cols, logits if tilt is None else logits.addcmul_(tilt[0], tilt[1][::every][cols])
 
     def add_listed(self, sums: Tensor, weights: Tensor, component: Tensor, starts: Tensor) -> None:
         r"""To ``sums`` ``(b, D)``: those of k over lists of components, each from its start on."""
@@ -138,46 +136,9 @@ class Keys:
     def add_block(self, sums: Tensor, cols: slice, weights: Tensor) -> Tensor:
         """To ``sums`` ``(b, D)``, coordinates in `order`: those of k over components ``cols``.
 
-        The weights ``(b, n)``, from 0 to `MOST`, are rounded in place; what that adds to their sum, ``(b,)``.
+        The weights ``(b, n)``, from 0 to `PEAK`, are rounded in place; returns what that adds to their sum, ``(b,)``.
         """
         before = weights.sum(1)
-        weights.add_(self.of_weights[cols]).floor_()
-        sums += _products(weights.to(torch.int8), self.bytes[sums.shape[1]][cols])
+        weights.add_(self.weight_dither[cols]).floor_()
+        sums += products(weights.to(torch.int8), self.bytes[sums.shape[1]][cols])
         return weights.sum(1) - before
-
-
-def slices(n: int, step: int) -> Iterator[slice]:
-    return (slice(first, min(first + step, n)) for first in range(0, n, step))
-
-
-@lru_cache
-def right() -> bool:
-    """Whether products of bytes are there, and exact: on some processors, sums of two saturate."""
-    ends = torch.full((64, 256), MOST, dtype=torch.int8)
-    try:
-        return bool((_products(ends, ends.T) == 256 * MOST**2).all())
-    except (AttributeError, NotImplementedError, RuntimeError):
-        return False
-
-
-@lru_cache
-def fast() -> bool:
-    """Whether products of bytes are right, and much faster than those of floats."""
-    floats = torch.ones(256, 1024)
-    bytes_ = floats.to(torch.int8)
-    return right() and _seconds(lambda: floats @ floats.T) > FASTER * _seconds(lambda: _products(bytes_, bytes_.T))
-
-
-def _products(left: Tensor, others: Tensor, out: Tensor | None = None) -> Tensor:
-    if left.shape[1] == 1:  # which torch multiplies wrongly
-        left, others = pad(left, (0, 1)), pad(others, (0, 0, 0, 1))
-    return torch._int_mm(left, others, out=out)  # pyright: ignore[reportPrivateImportUsage]
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    def once() -> float:
-        start = time.perf_counter()
-        run()
-        return time.perf_counter() - start
-
-    return statistics.median(once() for _ in range(9))

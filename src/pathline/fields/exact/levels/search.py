@@ -7,11 +7,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pathline.fields.exact.bounded import Bounded
+from pathline.fields.exact.bounded import Allowed, Bounded, unknown
 from pathline.fields.exact.levels.index import Index
-from pathline.fields.exact.levels.ways import COSTS, Allowed, Found, Ways
+from pathline.fields.exact.levels.ways import COSTS, Found, Ways
 
-ROWS, ROOM = 512, 2**25
+ROWS, NUMBERS = 512, 2**25
 """Rows of a block, and numbers that there may be for its rows and components."""
 
 PILOT = 8
@@ -19,47 +19,52 @@ PILOT = 8
 
 
 class Levels:
-    """``points`` ``(N, D)`` of probabilities ``weights`` ``(N,)``, all positive."""
+    """``points`` ``(N, D)`` of probabilities ``weights`` ``(N,)``."""
 
     def __init__(self, points: Tensor, weights: Tensor) -> None:
-        self.index = Index(points, weights.double().log2())
+        some = weights > 0
+        self.index = Index(points[some] if not bool(some.all()) else points, weights[some].double().log2())
 
     def posterior_mean(self, x: Tensor, alpha: float, sigma: float, allowed: Allowed) -> Bounded:
         """At ``x`` ``(b, D)``, float64, for alpha at least 0 and sigma above it.
 
-        ``allowed(x, mean)`` is the error that may be made at each row. Where more would be, or bytes are no faster,
-        the error is infinite.
+        ``allowed`` is the error that is aimed at. A row's own may be above it, and is infinite where bytes are no
+        faster than floats.
         """
-        rows = max(PILOT, min(ROWS, ROOM // len(self.index.points), len(x)))
-        ways = Ways(self.index, alpha, sigma, allowed, rows)
-        order = x.norm(dim=1).argsort()
-        way = _cheapest(ways, x[order[:: -(-len(x) // PILOT)]])
+        rows = max(PILOT, min(ROWS, NUMBERS // len(self.index.points), len(x)))
+        ways, order = Ways(self.index, alpha, sigma, allowed, rows), x.norm(dim=1).argsort()
+        way = _cheapest(ways, x[order[:: math.ceil(len(x) / PILOT)]])
         if way is None:
-            return Bounded(torch.zeros_like(x), x.new_full((len(x),), math.inf))
-        parts, back = [way(x[own]) for own in order.split(rows)], order.argsort()
-        return Bounded(torch.cat([part.mean for part in parts])[back], torch.cat([part.error for part in parts])[back])
+            return unknown(x)
+        parts, back = [way(x[own]).answer for own in order.split(rows)], order.argsort()
+        return Bounded(*(torch.cat(values)[back] for values in zip(*parts, strict=True)))
 
 
 def _cheapest(ways: Ways, x: Tensor) -> Callable[[Tensor], Found] | None:
-    """The way for rows like ``x``: by fewer and fewer coordinates first; ``None`` if the field without bytes is."""
+    """The way for rows like ``x``, or ``None`` where the field without bytes is cheaper.
+
+    `Ways.few` is tried first, by fewer and fewer coordinates, against a field that needs few components as well. If it
+    lists too many, so does the field, and the others are tried.
+    """
     d = x.shape[1]
 
     def cost(way: Callable[[Tensor], Found]) -> float:
-        found = way(x)
-        good = (found.error <= ways.allowed(x, found.mean)).double().mean().item()
-        return found.cost + COSTS.dense * d * (1 - good)
+        answer, own = way(x)
+        good = (answer.error <= ways.allowed(x, answer.mean)).double().mean().item()
+        return own + COSTS.dense * d * (1 - good)
 
     least, chosen = COSTS.sharp * d, None
-    for width in ways.index.widths:
+    for width in ways.index.partial_norms:
         way = partial(ways.few, width=width)
         own = cost(way)
         if own >= least:
             break
         least, chosen = own, way
-    if chosen is not None and least <= 2 * COSTS.product * d + COSTS.listed:
+    if chosen is not None and least <= COSTS.products(2, d) + COSTS.listed:
         return chosen
-    for way, limit in ((ways.listed, COSTS.sharp * d), (ways.whole, COSTS.dense * d)):
+    least = least if chosen is not None else COSTS.dense * d
+    for way in (ways.listed, ways.whole):
         own = cost(way)
-        if own < (limit if chosen is None else least):
+        if own < least:
             least, chosen = own, way
     return chosen

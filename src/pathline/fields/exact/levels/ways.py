@@ -10,15 +10,17 @@ Whatever is left out or rounded counts in the error of each row.
 """
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from pathline.fields.exact.bounded import Allowed, Bounded, unknown
+from pathline.fields.exact.chunks import slices
 from pathline.fields.exact.levels.index import GROUP, SAMPLE, Index
-from pathline.fields.exact.levels.keys import BOUND, MOST, slices
+from pathline.fields.exact.levels.keys import BOUND, Query
+from pathline.fields.exact.levels.products import PEAK
 from pathline.fields.exact.levels.weights import PAIRWISE, Weights, runs, trimmed
 
 FULL, LEAST = 0.9, 0.1
@@ -35,12 +37,12 @@ LOG2E, LN2 = 1 / math.log(2), math.log(2)
 
 
 class Costs(NamedTuple):
-    """Nanoseconds for each row and component, where these were measured: what counts are their ratios.
+    """Nanoseconds for each row and component, on a processor that multiplies bytes four times as fast as floats.
 
     Attributes:
         product: of bytes, for each coordinate.
         few, listed, whole: of each way besides, whatever it lists.
-        near: of a group that is near enough to be looked into.
+        near: where all groups are near enough to be looked into.
         offset, added: of a listed component, for each coordinate: its exact distance, and its part in a sum.
         sharp, dense: of the field without bytes, for each coordinate, where few components matter and all.
     """
@@ -55,84 +57,85 @@ class Costs(NamedTuple):
     sharp: float = 0.024
     dense: float = 0.047
 
+    def products(self, count: int, coordinates: int) -> float:
+        return count * self.product * coordinates
+
 
 COSTS = Costs()
 
-Allowed = Callable[[Tensor, Tensor], Tensor]
-
 
 class Found(NamedTuple):
-    """Means ``(b, D)``, bounds on their errors ``(b,)``, and what they cost."""
+    """An answer, and what it cost."""
 
-    mean: Tensor
-    error: Tensor
+    answer: Bounded
     cost: float
 
 
 class Ways:
-    """For data at alpha and sigma; ``allowed(x, mean)`` is the error that may be made at each row, ``(b,)``."""
+    """For up to ``rows`` queries at a time, at alpha and sigma."""
 
     def __init__(self, index: Index, alpha: float, sigma: float, allowed: Allowed, rows: int) -> None:
         self.index, self.keys, self.alpha, self.sigma, self.allowed = index, index.keys, alpha, sigma, allowed
         self.n, self.d = index.points.shape
         self.pull = LOG2E * alpha / sigma**2
         self.bias = (index.log_weights - 0.5 * alpha * self.pull * index.squares).float()
-        self.most = float(self.bias.abs().max())
-        self.room = torch.full((rows, index.groups.numel()), -math.inf)
+        self.largest_bias = float(self.bias.abs().max())
+        self.bounds = torch.empty(rows, index.groups.numel())
+        self.bounds[:, self.n :] = -math.inf
 
     def few(self, x: Tensor, width: int) -> Found:
-        """From ``width`` coordinates."""
+        """From ``width`` coordinates: ``share`` of the nearest's weight may be missing from groups, and from lists."""
         index, v = self.index, self._scaled(x)
-        bounds, best, shift = self._bounds(x, v, width)
-        first = index.groups[best.argmax(1)].clamp_max(self.n - 1)
-        row = torch.arange(len(x))[:, None].expand_as(first)
-        sure, place = self._exactly(x, row.reshape(-1), first.view(-1)).view_as(first).max(1, keepdim=True)
-        allowed = self.allowed(x, index.points[first.gather(1, place)[:, 0]].double()) / (2 * index.reach)
-        allowed = (FULL / 2 * allowed).clamp_max(1)
-        one = sure - (shift + self._blur(v))[:, None]
-        least = ((allowed / self.n).log2()[:, None] + one).float()
-        near = best >= least
-        cost = COSTS.product * width + COSTS.few + COSTS.near * near.double().mean().item()
+        query = self.keys.query(v[:, self.keys.order[:width]], 1)
+        if not self.keys.fits(query):
+            return _nothing(x)
+        bounds, best = self._bounds(query, v, width)
+        group = index.groups[best.argmax(1)].clamp_max(self.n - 1)
+        row = torch.arange(len(x))[:, None].expand_as(group)
+        sure, place = self._exactly(x, row.reshape(-1), group.view(-1)).view_as(group).max(1, keepdim=True)
+        nearest = index.points[group.gather(1, place)[:, 0]].double()
+        share = (FULL / 2 * self.allowed(x, nearest) / (2 * index.reach)).clamp_max(1)
+        zero = sure - (self._shift(x, query, width) + self._blur(v))[:, None]
+        least = ((share / self.n).log2()[:, None] + zero).float()
+        near = best > least
+        cost = COSTS.products(1, width) + COSTS.few + COSTS.near * near.double().mean().item()
         if cost > COSTS.dense * self.d:
-            return self._nothing(x)
+            return _nothing(x)
         row, component, logs = self._over(bounds, near, least)
-        keep, left = trimmed(row, (logs - one[row, 0]).exp2(), allowed)
+        keep, left = trimmed(row, (logs - zero[row, 0]).exp2(), share)
         row, component = row[keep], component[keep]
         mean, log_sum, rounding = self._from(x, row, component)
-        left = (left + allowed) * (sure[:, 0] - log_sum).exp2()
+        left = (left + share) * (sure[:, 0] - log_sum).exp2()
         error = left * (index.reach + self._away(mean)) + rounding
-        return Found(mean, error, cost + self._each(COSTS.offset, len(row), x))
+        return Found(Bounded(mean, error), cost + self._each(COSTS.offset, len(row), x))
 
-    def _bounds(self, x: Tensor, v: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Upper bounds of logits by the first ``width`` coordinates, ``(b, N)``, and the largest of each group.
-
-        And what all of a row lack to log-weights, ``(b,)``.
-        """
-        order = self.keys.order
-        seen, unseen = v[:, order[:width]], v[:, order[width:]]
-        query, (first, others) = self.keys.query(seen, 1), self.index.widths[width]
+    def _bounds(self, query: Query, v: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        """Upper bounds of logits by the first ``width`` coordinates, ``(b, N)``, and the largest of each group."""
+        first, others = self.index.partial_norms[width]
+        tilt = None
+        if width < self.d:
+            tilt = v[:, self.keys.order[width:]].norm(dim=1, keepdim=True).float(), others
+        bounds, best = self.bounds[: len(v)], torch.empty(len(v), len(self.index.groups))
         bias = self.bias + float(query.rest.max()) * first
-        tilt = (unseen.norm(dim=1, keepdim=True).float(), others) if width < self.d else None
-        bounds, best = self.room[: len(v)], torch.empty(len(v), len(self.index.groups))
         for cols, _ in self.keys.logits(query, bias, tilt, out=bounds):
             stop = bounds.shape[1] if cols.stop == self.n else cols.stop
-            own = bounds[:, cols.start : stop].unflatten(1, (GROUP, -1))
-            torch.amax(own, 1, out=best[:, cols.start // GROUP : stop // GROUP])
-        offset = self.keys.origin - self.index.centre[order[:width]]
+            groups = bounds[:, cols.start : stop].unflatten(1, (GROUP, -1))
+            torch.amax(groups, 1, out=best[:, cols.start // GROUP : stop // GROUP])
+        return bounds, best
+
+    def _shift(self, x: Tensor, query: Query, width: int) -> Tensor:
+        """What bounds by the first ``width`` coordinates lack to log-weights in bits, ``(b,)``."""
+        offset = self.keys.origin - self.index.centre[self.keys.order[:width]]
         squares = (x - self.alpha * self.index.centre).square().sum(1)
-        return (
-            bounds,
-            best,
-            query.scale[:, 0] * (query.terms[0].double() @ offset) - 0.5 * LOG2E / self.sigma**2 * squares,
-        )
+        return query.scale[:, 0] * (query.terms[0].double() @ offset) - 0.5 * LOG2E / self.sigma**2 * squares
 
     def _over(self, bounds: Tensor, near: Tensor, least: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Row, component and bound, each ``(m,)``, of bounds of at least ``least`` in the groups that are ``near``."""
+        """Row, component and bound, each ``(m,)``, of bounds above ``least`` ``(b, 1)`` in groups that are ``near``."""
         row, group = near.nonzero().unbind(1)
         member = self.index.groups.index_select(0, group)
         flat = (row * bounds.shape[1])[:, None] + member
         each = bounds.view(-1).index_select(0, flat.view(-1)).view_as(flat)
-        place, which = (each >= least.index_select(0, row)).nonzero().unbind(1)
+        place, which = (each > least.index_select(0, row)).nonzero().unbind(1)
         return row[place], member[place, which], each[place, which]
 
     def _from(self, x: Tensor, row: Tensor, component: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -148,9 +151,10 @@ class Ways:
         return mean, top + total.log2(), rounding * (total != 1)
 
     def listed(self, x: Tensor) -> Found:
+        """All but a sliver of the posterior."""
         weights = self._weights(x)
         if weights is None:
-            return self._nothing(x)
+            return _nothing(x)
         least = weights.threshold(self._spare(weights, x) / (2 * self.index.size) * weights.guess)
         left, first = x.new_zeros(2, len(x))
         for cols, each in weights.blocks():
@@ -158,36 +162,37 @@ class Ways:
             left += each.sum(1)
             first += each @ self.index.norms[cols]
             if self._each(COSTS.added, weights.taken, x) > COSTS.dense * self.d:
-                return self._nothing(x)
+                return _nothing(x)
         mean = self.keys.step * weights.sums.double() / (weights.total - left)[:, None] + self.keys.origin
         away, left, first = self._away(mean), left / weights.total, first / weights.total
         spread = self._spread(weights, away, 2 * left * self.index.reach)
         error = first + left * away + self._rounding(weights, x, spread)
-        cost = 2 * COSTS.product * self.d + COSTS.listed + self._each(COSTS.added, weights.taken, x)
-        return Found(mean, error, cost)
+        cost = COSTS.products(2, self.d) + COSTS.listed + self._each(COSTS.added, weights.taken, x)
+        return Found(Bounded(mean, error), cost)
 
     def whole(self, x: Tensor) -> Found:
+        """All components."""
         weights = self._weights(x)
         if weights is None:
-            return self._nothing(x)
+            return _nothing(x)
         keys, index = self.keys, self.index
-        rounding = BOUND / MOST * math.sqrt(self.n * float(index.squares.mean()))
+        rounding = BOUND / PEAK * math.sqrt(self.n * float(index.squares.mean()))
         least = (self._spare(weights, x) / rounding * weights.guess).float()
-        sums, drift, unit = torch.zeros(len(x), self.d, dtype=torch.int32), x.new_zeros(len(x)), least[:, None] / MOST
+        sums, drift, unit = torch.zeros(len(x), self.d, dtype=torch.int64), x.new_zeros(len(x)), least[:, None] / PEAK
         for cols, each in weights.blocks():
             if bool((each.amax(1) > least).any()):
                 weights.take(cols, each, least, less=least)
             drift += keys.add_block(sums, cols, torch.minimum(each, least[:, None]).div_(unit))
             if self._each(COSTS.added, weights.taken, x) > COSTS.dense * self.d:
-                return self._nothing(x)
+                return _nothing(x)
         unit, total, each = unit.double(), weights.total[:, None], weights.sums.double()
         each[:, keys.order] += unit * sums.double()
         mean = keys.step * each / total + keys.origin + (keys.origin - index.centre) * drift[:, None] * unit / total
         away, rounded = self._away(mean), rounding * least.double() / weights.total
         spread = self._spread(weights, away, rounded)
         error = rounded + self._rounding(weights, x, spread)
-        cost = 3 * COSTS.product * self.d + COSTS.whole + self._each(COSTS.added, weights.taken, x)
-        return Found(mean, error, cost)
+        cost = COSTS.products(3, self.d) + COSTS.whole + self._each(COSTS.added, weights.taken, x)
+        return Found(Bounded(mean, error), cost)
 
     def _weights(self, x: Tensor) -> Weights | None:
         query = self.keys.query(self._scaled(x)[:, self.keys.order], 2)
@@ -207,11 +212,11 @@ class Ways:
         return weights.second / weights.total - away.square() + slack
 
     def _rounding(self, weights: Weights, x: Tensor, spread: Tensor) -> Tensor:
-        r"""What rounded logits move the mean by, for the posterior's $\mathbb E\,|x_1 - \mathbb E[x_1]|^2$.
+        r"""How far rounding can move the mean, given the posterior's $\mathbb E\,|x_1 - \mathbb E[x_1]|^2$.
 
-        The rest e of a query moves the mean by Cov e, and no norm of the covariance is above its trace; a blur of all
-        logits moves it by no more than itself times the deviation of x_1. Both change weights, and the trace with them,
-        by a factor at most.
+        A rest e of the query moves it by Cov e, and no norm of the covariance is above its trace; errors of up to blur
+        in every logit, by at most blur times the standard deviation. Both change weights, hence the trace, by at most
+        ``factor``. Sums of float32 and what bytes leave of the data add to it.
         """
         query, spread, blur = weights.query, spread.clamp_min(0), LN2 * self._blur(self._scaled(x))
         rest = LN2 * query.rest
@@ -219,7 +224,7 @@ class Ways:
         moved = LN2 * BOUND * query.scale[:, 0] + (factor.square() - 1) * rest
         return (
             factor * (moved * spread + blur * spread.sqrt())
-            + 2 * EPS * weights.roundings * self.keys.reach
+            + 2 * EPS * (PAIRWISE + weights.parts + weights.longest) * self.keys.reach
             + self.keys.rest
         )
 
@@ -230,7 +235,7 @@ class Ways:
     def _blur(self, v: Tensor) -> Tensor:
         """Bits by which logits may be off whatever the query's rounding: what bytes leave of the data, and float32."""
         size = v.norm(dim=1)
-        return size * self.keys.rest + ROUNDINGS * EPS * (size * self.keys.reach + self.most)
+        return size * self.keys.rest + ROUNDINGS * EPS * (size * self.keys.reach + self.largest_bias)
 
     def _exactly(self, x: Tensor, row: Tensor, component: Tensor) -> Tensor:
         """Log-weights in bits of components of rows, ``(m,)``, but for what all components share."""
@@ -245,12 +250,12 @@ class Ways:
         return self.index.log_weights[component] - 0.5 * LOG2E / self.sigma**2 * torch.cat(squares)
 
     def _each(self, cost: float, count: int, x: Tensor) -> float:
-        """What so much for each coordinate of ``count`` components is for each row and component."""
+        """``cost`` for each coordinate of ``count`` components, over all rows and components."""
         return cost * self.d * count / len(x) / self.n
 
     def _away(self, mean: Tensor) -> Tensor:
         return (mean - self.index.centre).norm(dim=1)
 
-    @staticmethod
-    def _nothing(x: Tensor) -> Found:
-        return Found(torch.zeros_like(x), x.new_full((len(x),), math.inf), math.inf)
+
+def _nothing(x: Tensor) -> Found:
+    return Found(unknown(x), math.inf)

@@ -9,16 +9,16 @@ from pathline.fields.exact.levels.index import SAMPLE, Index
 from pathline.fields.exact.levels.keys import Query
 
 LOWEST = -100.0
-"""Bits below which weights are taken as it is, short of the numbers on which float32 is slow."""
+"""Logits below it, in bits, count as it: float32 is slow on smaller weights."""
 
 UNSURE = 2.0
 """Deviations by which the sum of a sample is taken to be too high."""
 
 PAIRWISE = 128
-"""Roundings of one number where torch sums many, and of sums over blocks."""
+"""Roundings of one number where torch sums many."""
 
 TRUSTED = 0.1
-"""The share of it that is trusted in any case."""
+"""The share of a sample's sum that is trusted in any case."""
 
 
 class Weights:
@@ -28,32 +28,34 @@ class Weights:
         sample: of one component in `SAMPLE`, ``(b, N / SAMPLE)``; ``guess``: the sum of all by it, ``(b,)``.
         total, second: the sums so far of weights, and of these times |x_i - c|^2, ``(b,)``.
         sums: of k over the components that were taken, ``(b, D)``; ``taken``: how many.
-        roundings: of one number in a sum, at most.
+        longest, parts: the most of one row that was taken at once, and how often.
     """
 
     def __init__(self, index: Index, query: Query, bias: Tensor) -> None:
         self.index, self.query, self.bias = index, query, bias
         self.sample = torch.cat([own.clone() for _, own in index.keys.logits(query, bias, every=SAMPLE)], 1)
         self.top = self.sample.amax(1, keepdim=True)
-        self._to_weights(self.sample)
+        self._relative(self.sample)
         total, square = self.sample.sum(1).double(), self.sample.square().sum(1).double()
         self.guess = SAMPLE * torch.maximum(total - UNSURE * square.sqrt(), TRUSTED * total)
         self.total, self.second = total.new_zeros(2, len(total))
-        self.sums, self.taken, self.roundings = torch.zeros(len(total), index.points.shape[1]), 0, PAIRWISE
+        self.sums = torch.zeros(len(total), index.points.shape[1])
+        self.taken = self.longest = self.parts = 0
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Components, and their weights ``(b, n)``, which last until the next."""
+        """Components and their weights ``(b, n)``, which the next block overwrites, and others may."""
         for cols, logits in self.index.keys.logits(self.query, self.bias):
-            self._to_weights(logits)
-            self.total += logits.sum(1)
-            self.second += logits @ self.index.squares[cols]
-            yield cols, logits
+            weights = self._relative(logits)
+            self.total += weights.sum(1)
+            self.second += weights @ self.index.squares[cols]
+            yield cols, weights
 
-    def _to_weights(self, logits: Tensor) -> None:
-        logits.sub_(self.top).clamp_min_(LOWEST).exp2_()
+    def _relative(self, logits: Tensor) -> Tensor:
+        """The weights, in place."""
+        return logits.sub_(self.top).clamp_min_(LOWEST).exp2_()
 
     def take(self, cols: slice, weights: Tensor, least: Tensor, less: Tensor | None = None) -> Tensor:
-        """Add components of at least ``least`` ``(b,)`` to the sums, with weights less ``less``; where, flat."""
+        """Adds components of at least ``least`` ``(b,)`` to the sums, with weights less ``less``; where, flat."""
         flat = _places(weights >= least[:, None])
         row = flat // weights.shape[1]
         component, own = flat - row * weights.shape[1] + cols.start, weights.view(-1)[flat]
@@ -61,7 +63,7 @@ class Weights:
         counts, start = runs(row, len(weights))
         self.index.keys.add_listed(self.sums, own, component, start)
         self.taken += len(flat)
-        self.roundings = max(self.roundings, PAIRWISE + int(counts.max()))
+        self.longest, self.parts = max(self.longest, int(counts.max())), self.parts + 1
         return flat
 
     def threshold(self, left: Tensor) -> Tensor:
@@ -74,9 +76,9 @@ class Weights:
 
 
 def trimmed(row: Tensor, values: Tensor, most: Tensor) -> tuple[Tensor, Tensor]:
-    """Of a list by rows, which to keep where the least of a row may go, ``(m,)``, and the sum of what goes, ``(b,)``.
+    """Which entries of a list by rows to keep, ``(m,)``, if the least of each row go as long as they sum to ``most``.
 
-    That is at most ``most`` ``(b,)``, itself at most one.
+    That is ``(b,)``, at most one. And the sum of what goes, ``(b,)``.
     """
     order = values.argsort()
     order = order[row[order].argsort(stable=True)]
