@@ -198,7 +198,7 @@ def log_weights(weights: Tensor | None, rows: Tensor) -> Tensor:
     if weights.shape != rows.shape[:1]:
         raise ValueError(f"weights must have shape ({len(rows)},), got {tuple(weights.shape)}")
     w = weights.double()
-    total = float(w.sum())
+    total = float(w.detach().sum())
     if not bool((w >= 0).all()) or not 0 < total < math.inf:
         bad = (~((w >= 0) & w.isfinite())).nonzero()
         found = f"{float(w[bad[0, 0]]):.6g} in row {int(bad[0, 0])}" if len(bad) else f"a sum of {total:.6g}"

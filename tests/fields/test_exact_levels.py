@@ -70,6 +70,7 @@ def ways(data: Tensor, weights: Tensor, alpha: float, sigma: float, rtol: float,
 @pytest.fixture(autouse=True)
 def at_any_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "COSTS", module.COSTS._replace(dense=math.inf))
+    monkeypatch.setattr(module, "MANY", 1)
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -159,6 +160,57 @@ def test_sums_of_many_components_do_not_wrap():
     for cols in slices(140_001, keys.COLUMNS):
         own.add_block(sums, cols, torch.full((1, cols.stop - cols.start), 127.0))
     assert sums.tolist() == [[127 * (-128 * 140_000 + 127)] * 2]
+
+
+def test_means_that_cancel(monkeypatch: pytest.MonkeyPatch):
+    """float32 rounds the parts of a sum, not the sum."""
+    monkeypatch.setattr(empirical, "FEW", 0)
+    monkeypatch.setattr(empirical, "fast", lambda: True)
+    side = torch.nn.functional.normalize(normal(1, 256, seed=22), dim=1)
+    far = 10 * torch.nn.functional.normalize(normal(8000, 256, seed=23), dim=1)
+    data = torch.cat([torch.zeros(1, 256, dtype=torch.float64), side, -side, far]).float()
+    x = torch.logspace(-9, -3, 200, dtype=torch.float64)[:, None] * side
+    u = EmpiricalField(LINEAR, data)(x, torch.tensor(0.5))
+    for at in (x, x.float()):
+        v = EmpiricalField(LINEAR, data, rtol=1e-3)(at, torch.tensor(0.5))
+        assert float(((v - u).norm(dim=1) / (u.norm(dim=1) + x.norm(dim=1))).max()) < 1e-3
+
+
+def test_the_largest_weight_is_not_rounded_beyond_a_byte():
+    own, sums = Keys(torch.linspace(-1, 1, 4)[:, None].expand(4, 2), [2]), torch.zeros(1, 2, dtype=torch.int64)
+    own.weight_dither = torch.full((4,), 1 - 2**-24)
+    own.add_block(sums, slice(0, 4), torch.full((1, 4), 127.0))
+    assert sums.tolist() == [[127 * int(own.bytes[2].sum(0)[0])] * 2]
+
+
+@pytest.mark.parametrize("width", [60_000, 200_000])
+def test_products_of_many_coordinates_are_not_trusted_to_32_bits(width: int):
+    own = Keys(torch.cat([torch.zeros(1, width), torch.ones(1, width)]), [width])
+    ones = torch.ones(1, width, dtype=torch.float64)
+    assert own.fits(own.query(ones, 1)) == (width < 132_000)
+    assert not own.fits(own.query(ones, 2))
+
+
+def test_another_default_dtype(monkeypatch: pytest.MonkeyPatch):
+    data = pixels(300, 250, seed=24)
+    weights = torch.full((300,), 1 / 300, dtype=torch.float64)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        search = ways(data, weights, 0.3, 0.7, 1e-2, 20)
+        x = 0.3 * data[:20].double() + 0.7 * normal(20, 250, seed=25)
+        assert all(bool(way(x).answer.error.isfinite().all()) for way in (search.listed, search.whole))
+    finally:
+        torch.set_default_dtype(before)
+
+
+def test_tracked_weights_are_left_to_the_exact_field(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(empirical, "FEW", 0)
+    monkeypatch.setattr(empirical, "fast", lambda: True)
+    weights = torch.ones(1000, requires_grad=True)
+    field = EmpiricalField(LINEAR, pixels(1000, 250, seed=26), weights, rtol=1e-3)
+    field(normal(130, 250, seed=27), torch.tensor(0.5)).sum().backward()
+    assert weights.grad is not None
 
 
 def test_where_bytes_are_no_faster_nothing_is_promised():

@@ -50,6 +50,9 @@ WIDE = 2**24
 MOST = 1.5e-3
 """The rounding of logits, in nats, at which the products are tried: they are where it moves the mean by little."""
 
+SUMMED = 16
+"""Roundings of one number in the mean, as sums of random roundings do."""
+
 PAIRS = 2**21
 """Numbers per temporary of a sharp row's components, in float64."""
 
@@ -192,6 +195,7 @@ class Attention:
             size = x.norm(dim=1) + (data - gap / sigma).norm(dim=1)
             shift = rounding * (spread.sqrt() * alpha / sigma)[:, 0]
             good = (rounding <= TOLERANCE) | ((rounding <= MOST) & (shift <= TOLERANCE / 4 * size))
+            good &= SUMMED * EPS * (data.norm(dim=1) + spread[:, 0].sqrt()) <= TOLERANCE * size
         return Posterior(log_sum[:, 0] + self.shared, gap, data, spread[:, 0], good)
 
     def _sharp(self, x: Tensor, alpha: Tensor, sigma: Tensor, scatter: bool) -> Posterior:

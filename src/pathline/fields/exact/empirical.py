@@ -234,8 +234,11 @@ class EmpiricalField(MixtureField):
         rate, of_data = sigma_rate / sigma, alpha_rate - sigma_rate / sigma * alpha
         of_mean = rtol / (1 + rtol) / max(abs(of_data), 1e-300)
 
+        def velocity_of(x: Tensor, mean: Tensor) -> Tensor:
+            return alpha_rate * mean + rate * (x - alpha * mean)
+
         def allowed(x: Tensor, mean: Tensor) -> Tensor:
-            return of_mean * ((of_data * mean + rate * x).norm(dim=1) + x.norm(dim=1))
+            return of_mean * (velocity_of(x, mean).norm(dim=1) + x.norm(dim=1))
 
         def by_cells(x: Tensor, finer: float) -> Bounded:
             return self.cells.posterior_mean(x, alpha, sigma, of_mean * float(x.norm(dim=1).median()) / finer)
@@ -250,7 +253,7 @@ class EmpiricalField(MixtureField):
                 break
             own = flat[rows]
             found = approximation(own)
-            velocity[rows] = of_data * found.mean + rate * own
+            velocity[rows] = velocity_of(own, found.mean)
             good = found.error <= allowed(own, found.mean)
             rows = rows[~good]
         if len(rows):
@@ -266,7 +269,7 @@ class EmpiricalField(MixtureField):
             and len(self.points) >= FEW
             and len(x) * len(self.points) >= MANY
             and one_time(t)
-            and is_untracked(x)
+            and self._untracked(x)
             and (self.shape.numel() <= DIRECT or self._wide_enough(x))
         )
 
@@ -280,6 +283,10 @@ class EmpiricalField(MixtureField):
             x.dtype == self.points.dtype == torch.float32
             and isinstance(self.path, AffinePath)
             and len(x) * len(self.points) >= MANY
-            and is_untracked(x)
+            and self._untracked(x)
             and not is_far(x)
         )
+
+    def _untracked(self, x: Tensor) -> bool:
+        """Whether nobody differentiates by ``x``, the points or their weights."""
+        return all(is_untracked(each) for each in (x, self.points, self.log_weights))

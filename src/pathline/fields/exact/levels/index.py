@@ -33,7 +33,7 @@ class Index:
     def __init__(self, points: Tensor, log_weights: Tensor) -> None:
         n, d = points.shape
         self.points, self.log_weights, self.centre = points, log_weights, points.mean(0, dtype=torch.float64)
-        self.partial_norms = {max(1, round(share * d)): torch.empty(2, n) for share in SHARES}
+        self.partial_norms = {max(1, round(share * d)): torch.empty(2, n, dtype=torch.float32) for share in SHARES}
         self.keys = Keys(points, self.partial_norms.keys())
         for rows in slices(n, COLUMNS):
             offset = (points[rows] - self.centre)[:, self.keys.order]

@@ -3,8 +3,9 @@ r"""Points as bytes: products with queries of 8 or 15 bits, and sums.
 Coordinates are rounded to 256 levels, $x_i = o + \delta k_i + r_i$, which for pixels leaves no rest r. Queries are
 rounded to one or two terms of bytes, and the weights of sums to one. Products of bytes are exact, so these roundings
 are all there is to reckon with. That of a query's second term and that of weights are random,
-$z \to \lfloor z + u \rfloor$ with u uniform in [0, 1) and drawn beforehand: right on average, whatever the data and
-the query. McDiarmid's inequality says that independent roundings $\zeta_j$ and any vectors $a_j$ have
+$z \to \lfloor z + u \rfloor$ with u uniform in [0, 1) and drawn beforehand: right on average for data and
+queries chosen without knowing u. McDiarmid's inequality says that such independent roundings $\zeta_j$ and any
+vectors $a_j$ have
 
 $$\Big|\sum_j \zeta_j\, a_j\Big| \le \Big(\tfrac12 + \sqrt{\tfrac12 \log \tfrac1p}\Big)
 \Big(\sum_j |a_j|^2\Big)^{1/2}$$
@@ -71,9 +72,11 @@ class Keys:
         self.order = points.var(0, correction=0).argsort(descending=True)
         self.bytes = {width: torch.empty(n, width, dtype=torch.int8) for width in {*widths, d}}
         self.table = torch.empty(n, d + 2 * torch.float32.itemsize, dtype=torch.uint8)
-        self.table[:, d:] = torch.tensor([1.0, -HALF]).view(torch.uint8)
+        self.table[:, d:] = torch.tensor([1.0, -HALF], dtype=torch.float32).view(torch.uint8)
         generator = torch.Generator().manual_seed(0)
-        self.query_dither, self.weight_dither = torch.rand(d, generator=generator), torch.rand(n, generator=generator)
+        self.query_dither, self.weight_dither = (
+            torch.rand(size, generator=generator, dtype=torch.float32) for size in (d, n)
+        )
         self.rest = self.reach = 0.0
         for rows in slices(n, COLUMNS):
             offset = points[rows].double() - self.origin
@@ -117,7 +120,7 @@ class Keys:
         b, width = query.terms[0].shape
         scale = (query.scale * self.step).float()
         blocks = [torch.empty(b * COLUMNS, dtype=torch.int32) for _ in query.terms]
-        floats = torch.empty(b * COLUMNS)
+        floats = torch.empty(b * COLUMNS, dtype=torch.float32)
         keys, bias = self.bytes[width][::every], bias[::every]
         for cols in slices(len(keys), COLUMNS):
             n, block_keys = cols.stop - cols.start, keys[cols].T
@@ -139,6 +142,6 @@ class Keys:
         The weights ``(b, n)``, from 0 to `PEAK`, are rounded in place; returns what that adds to their sum, ``(b,)``.
         """
         before = weights.sum(1)
-        weights.add_(self.weight_dither[cols]).floor_()
+        weights.add_(self.weight_dither[cols]).floor_().clamp_max_(PEAK)
         sums += products(weights.to(torch.int8), self.bytes[sums.shape[1]][cols])
         return weights.sum(1) - before

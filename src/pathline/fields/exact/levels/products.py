@@ -36,7 +36,7 @@ def exact() -> bool:
 @lru_cache
 def fast() -> bool:
     """Whether products of bytes are exact, and much faster than those of floats; timed once in a process."""
-    floats = torch.ones(256, 1024)
+    floats = torch.ones(256, 1024, dtype=torch.float32)
     bytes_ = floats.to(torch.int8)
     return exact() and _seconds(lambda: floats @ floats.T) > FASTER * _seconds(lambda: products(bytes_, bytes_.T))
 

@@ -33,6 +33,8 @@ class Levels:
         """
         rows = max(PILOT, min(ROWS, NUMBERS // len(self.index.points), len(x)))
         ways, order = Ways(self.index, alpha, sigma, allowed, rows), x.norm(dim=1).argsort()
+        if not math.isfinite(ways.largest_bias):
+            return unknown(x)
         way = _cheapest(ways, x[order[:: math.ceil(len(x) / PILOT)]])
         if way is None:
             return unknown(x)

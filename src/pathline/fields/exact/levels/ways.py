@@ -26,6 +26,9 @@ from pathline.fields.exact.levels.weights import PAIRWISE, Weights, runs, trimme
 FULL, LEAST = 0.9, 0.1
 """Of the error that is allowed, the share that is aimed at, and the least that any part of it is given."""
 
+MANY = 0.15
+"""The share of groups beyond which a list of what is near is not worth having."""
+
 ROUNDINGS = 8
 """Of one logit in float32."""
 
@@ -80,7 +83,7 @@ class Ways:
         self.pull = LOG2E * alpha / sigma**2
         self.bias = (index.log_weights - 0.5 * alpha * self.pull * index.squares).float()
         self.largest_bias = float(self.bias.abs().max())
-        self.bounds = torch.empty(rows, index.groups.numel())
+        self.bounds = torch.empty(rows, index.groups.numel(), dtype=torch.float32)
         self.bounds[:, self.n :] = -math.inf
 
     def few(self, x: Tensor, width: int) -> Found:
@@ -95,19 +98,22 @@ class Ways:
         sure, place = self._exactly(x, row.reshape(-1), group.view(-1)).view_as(group).max(1, keepdim=True)
         nearest = index.points[group.gather(1, place)[:, 0]].double()
         share = (FULL / 2 * self.allowed(x, nearest) / (2 * index.reach)).clamp_max(1)
-        zero = sure - (self._shift(x, query, width) + self._blur(v))[:, None]
+        zero = sure - (self._shift(x, query, width) + self._blur(v, query))[:, None]
         least = ((share / self.n).log2()[:, None] + zero).float()
         near = best > least
-        cost = COSTS.products(1, width) + COSTS.few + COSTS.near * near.double().mean().item()
-        if cost > COSTS.dense * self.d:
+        share_near = int(near.count_nonzero()) / near.numel()
+        if share_near > MANY:
             return _nothing(x)
         row, component, logs = self._over(bounds, near, least)
         keep, left = trimmed(row, (logs - zero[row, 0]).exp2(), share)
         row, component = row[keep], component[keep]
+        cost = COSTS.products(1, width) + COSTS.few + COSTS.near * share_near + self._each(COSTS.offset, len(row), x)
+        if cost > COSTS.dense * self.d:
+            return _nothing(x)
         mean, log_sum, rounding = self._from(x, row, component)
         left = (left + share) * (sure[:, 0] - log_sum).exp2()
         error = left * (index.reach + self._away(mean)) + rounding
-        return Found(Bounded(mean, error), cost + self._each(COSTS.offset, len(row), x))
+        return Found(Bounded(mean, error), cost)
 
     def _bounds(self, query: Query, v: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """Upper bounds of logits by the first ``width`` coordinates, ``(b, N)``, and the largest of each group."""
@@ -115,7 +121,7 @@ class Ways:
         tilt = None
         if width < self.d:
             tilt = v[:, self.keys.order[width:]].norm(dim=1, keepdim=True).float(), others
-        bounds, best = self.bounds[: len(v)], torch.empty(len(v), len(self.index.groups))
+        bounds, best = self.bounds[: len(v)], torch.empty(len(v), len(self.index.groups), dtype=torch.float32)
         bias = self.bias + float(query.rest.max()) * first
         for cols, _ in self.keys.logits(query, bias, tilt, out=bounds):
             stop = bounds.shape[1] if cols.stop == self.n else cols.stop
@@ -147,7 +153,8 @@ class Ways:
         points, share = self.index.points, (weights / total[row]).to(self.index.points.dtype)
         counts, start = runs(row, len(x))
         mean = embedding_bag(component, points, start, mode="sum", per_sample_weights=share).double()
-        rounding = EPS * (1 + counts) * mean.norm(dim=1)
+        away = torch.zeros_like(top).index_add_(0, row, weights * self.index.norms[component]) / total
+        rounding = EPS * (2 + counts) * (self.index.centre.norm() + away)
         return mean, top + total.log2(), rounding * (total != 1)
 
     def listed(self, x: Tensor) -> Found:
@@ -218,7 +225,7 @@ class Ways:
         in every logit, by at most blur times the standard deviation. Both change weights, hence the trace, by at most
         ``factor``. Sums of float32 and what bytes leave of the data add to it.
         """
-        query, spread, blur = weights.query, spread.clamp_min(0), LN2 * self._blur(self._scaled(x))
+        query, spread, blur = weights.query, spread.clamp_min(0), LN2 * self._blur(self._scaled(x), weights.query)
         rest = LN2 * query.rest
         factor = (2 * (rest * self.index.reach + blur)).exp()
         moved = LN2 * BOUND * query.scale[:, 0] + (factor.square() - 1) * rest
@@ -232,10 +239,10 @@ class Ways:
         """What components are multiplied by for their logits in bits."""
         return self.pull * (x - self.alpha * self.index.centre)
 
-    def _blur(self, v: Tensor) -> Tensor:
+    def _blur(self, v: Tensor, query: Query) -> Tensor:
         """Bits by which logits may be off whatever the query's rounding: what bytes leave of the data, and float32."""
         size = v.norm(dim=1)
-        return size * self.keys.rest + ROUNDINGS * EPS * (size * self.keys.reach + self.largest_bias)
+        return (size + query.rest) * self.keys.rest + ROUNDINGS * EPS * (size * self.keys.reach + self.largest_bias)
 
     def _exactly(self, x: Tensor, row: Tensor, component: Tensor) -> Tensor:
         """Log-weights in bits of components of rows, ``(m,)``, but for what all components share."""

@@ -39,7 +39,7 @@ class Weights:
         total, square = self.sample.sum(1).double(), self.sample.square().sum(1).double()
         self.guess = SAMPLE * torch.maximum(total - UNSURE * square.sqrt(), TRUSTED * total)
         self.total, self.second = total.new_zeros(2, len(total))
-        self.sums = torch.zeros(len(total), index.points.shape[1])
+        self.sums = torch.zeros(len(total), index.points.shape[1], dtype=torch.float32)
         self.taken = self.longest = self.parts = 0
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
