@@ -294,8 +294,23 @@ def test_far_queries_have_finite_values(field: EmpiricalField | GaussianMixtureF
 @every_field
 def test_an_empty_batch_gives_empty_answers(field: EmpiricalField | GaussianMixtureField):
     x = torch.zeros(0, 3)
-    for name in QUANTITIES:
-        assert read(field, name)(x, number(0.5)).shape == ((0,) if name in ("log_prob", "divergence") else (0, 3))
+    for t in (number(0.5), torch.zeros(0)):
+        for name in QUANTITIES:
+            assert read(field, name)(x, t).shape == ((0,) if name in ("log_prob", "divergence") else (0, 3))
+        assert field.jvp(x, t, x)[1].shape == (0, 3)
+        assert field.posterior_sample(x, t).shape == (0, 3)
+
+
+@pytest.mark.parametrize("path", [AffinePath(SCHEDULES["linear"]), curved_path()], ids=["linear", "gaussian"])
+@pytest.mark.parametrize("n", [5, 20_000])
+def test_an_empty_batch_of_labelled_queries_too(path: AffinePath | GaussianPath, n: int):
+    field = EmpiricalField(path, normal(n, 2, seed=0, dtype=torch.float32), labels=torch.arange(n) % 2, rtol=0.1)
+    x, none = torch.zeros(0, 2), torch.zeros(0)
+    for label in (torch.tensor(1), none.long()):
+        for name in QUANTITIES:
+            assert read(field, name)(x, none, label=label).shape[:1] == (0,)
+        assert field.posterior_sample(x, none, label=label).shape == (0, 2)
+    assert field.label_posterior(x, none).shape == (0, 2)
 
 
 @every_path
