@@ -591,6 +591,17 @@ def test_unknown_conditions_are_errors():
         PLAIN(X, HALF, lable=torch.tensor(0))  # pyright: ignore[reportCallIssue]
 
 
+@every_field
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_row_that_is_not_finite_has_nan_in_its_own_row(field: EmpiricalField | GaussianMixtureField, bad: float):
+    x = queries((3,))
+    wanted = field(x, number(0.7))
+    x[3, 1] = bad
+    found = field(x, number(0.7))
+    assert found[3].isnan().any()
+    close(found[[0, 1, 2, 4]], wanted[[0, 1, 2, 4]], 1e-11)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("rtol", [None, 1e-3])
 def test_a_query_that_is_not_finite_spoils_no_other(rtol: float | None, dtype: torch.dtype):

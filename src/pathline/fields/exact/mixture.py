@@ -41,12 +41,12 @@ class MixtureField(ABC):
         """Numbers that a chunk holds for each row and component, given how many times it is asked for."""
 
     def __call__(self, x: Float[Tensor, "b *d"], t: Float[Tensor, "*b"], /, *, label: Tensor | None = None) -> Tensor:
-        """The velocity u_t(x), shaped like ``x``.
+        """The velocity u_t(x), shaped like ``x``; a row that is not finite gives NaN, and spoils no other.
 
         Raises:
-            ValueError: t outside [0, 1], misshapen, or at an end without a value; x of another row shape, not floating
-                point or not finite (looked at on the CPU); a label that the data have not; other than tensors, or
-                tensors on another device than the data.
+            ValueError: t outside [0, 1] or at an end without a value (looked at on the CPU), or misshapen; x of another
+                row shape or not floating point; a label that the data have not; other than tensors, or tensors on
+                another device than the data.
         """
         _, (velocity,) = self._expect(x, t, label, "velocity")
         return velocity.reshape(x.shape).to(x.dtype)
