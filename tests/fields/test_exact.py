@@ -557,19 +557,22 @@ def test_x_may_be_of_another_float_dtype_than_the_data():
             close(found.double(), EmpiricalField(LINEAR, data.double())(x.to(asked).double(), HALF), 2e-3)
 
 
-@pytest.mark.parametrize("kind", ["points", "weighted", "isotropic", "diagonal"])
+@pytest.mark.parametrize("kind", ["points", "weighted", "isotropic", "diagonal", "pairs"])
 @pytest.mark.parametrize("far", [1e7, 1e12, 1e18, 1e60])
 def test_one_component_is_left_from_any_distance(kind: str, far: float):
     d, time = normal(50, 10, seed=0), number(0.5)
     weights = torch.arange(1.0, 51) if kind == "weighted" else None
     covs = torch.full((50,), 0.2) if kind == "isotropic" else torch.linspace(0.2, 0.3, 10).expand(50, 10)
-    ours = kind in ("points", "weighted")
+    width = covariances("full", 1, 10)
+    path = AffinePath(SCHEDULES["linear"], Mixture(torch.zeros(1, 10), width)) if kind == "pairs" else LINEAR
+    ours = kind in ("points", "weighted", "pairs")
 
     def field(rows: Tensor, w: Tensor | None) -> EmpiricalField | GaussianMixtureField:
-        return EmpiricalField(LINEAR, rows, w) if ours else GaussianMixtureField(LINEAR, rows, covs[: len(rows)], w)
+        return EmpiricalField(path, rows, w) if ours else GaussianMixtureField(path, rows, covs[: len(rows)], w)
 
     whole, x = field(d, weights), far * torch.nn.functional.normalize(normal(3, 10, seed=1))
     slope = x / (0.25 * covs[0].double() + 0.25) if kind == "diagonal" else x
+    slope = torch.linalg.solve(width[0], x.mT).mT if kind == "pairs" else slope
     for row, best in zip(x, (slope @ d.T).argmax(1).tolist(), strict=True):
         alone = field(d[best : best + 1], None)
         for name in ("velocity", "score", "posterior_mean", "divergence"):
