@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pathline import metrics
+from pathline.cli.table import measures_table
 from pathline.data.toy import toy
 from pathline.metrics import Measure, c2st, compare, energy_distance, sliced_w2, w2
 
@@ -200,6 +201,8 @@ def test_compare_on_few_rows(n: int):
     got = compare(normal(n, 2, 0), normal(40, 2, 1), normal(40, 2, 2), seed=0)
     assert all(m.n == n and math.isfinite(m.value) for m in got.values())
     assert (got["w2"].se is None) == (n < 16)
+    line = measures_table(got).splitlines()[1]
+    assert line.endswith("; no standard error below 16 rows") == (n < 16)
 
 
 def test_measure_becomes_json():

@@ -1,5 +1,6 @@
 """Exact targets: the same expected gradient as the conditional one, and less variance."""
 
+import re
 from functools import cache
 
 import pytest
@@ -162,6 +163,16 @@ def test_a_mixture_of_another_law_is_a_target_too() -> None:
     exact = GaussianMixtureField(LINEAR, torch.zeros(1, 2), torch.ones(1))
     drawn = FlowMatching(LINEAR, target=exact).draw(DATA, seeded(0))
     close(drawn.target, exact(drawn.x_t, drawn.t), 1e-12)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (2, 1)], ids=str)
+def test_targets_of_other_rows_are_named(shape: tuple[int, ...]) -> None:
+    rows = normal(5, *shape, seed=0)
+    covs = torch.ones(5)
+    for target in (Sampled(rows, 3), EmpiricalField(LINEAR, rows), GaussianMixtureField(LINEAR, rows, covs)):
+        message = f"target must have rows of x1's shape (2,), got {type(target).__name__} of {shape}"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            FlowMatching(LINEAR, target=target).draw(DATA[:4], seeded(0))
 
 
 def test_bad_targets_are_named() -> None:

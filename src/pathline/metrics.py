@@ -196,7 +196,8 @@ def compare(samples: Tensor, reference: Tensor, fresh: Tensor, *, seed: int) -> 
     - ``energy_distance``, n <= 5,000
     - ``c2st``, n <= 5,000
 
-    Standard errors: of W2, from the spread over 8 disjoint eighths of the rows, divided by sqrt(8); of the
+    Standard errors: of W2, from the spread over 8 disjoint eighths of the rows, divided by sqrt(8), and none
+    below 16 rows, since eighths of one row have the spread of |x - y|, which is no error of W2; of the
     energy distance, from the first-order projection of the U-statistic; of C2ST, binomial over its 2n
     answers (which share their training rows: the true spread is up to a third larger).
 
@@ -223,6 +224,8 @@ def compare(samples: Tensor, reference: Tensor, fresh: Tensor, *, seed: int) -> 
 
 
 _SUBSETS = 8
+LEAST = 2 * _SUBSETS
+"""Rows from which the Wasserstein distance has a standard error."""
 
 
 def transport(width: int, seed: int) -> tuple[str, Callable[[Tensor, Tensor], float], int]:
@@ -233,10 +236,9 @@ def transport(width: int, seed: int) -> tuple[str, Callable[[Tensor, Tensor], fl
 
 
 def _transport_measure(metric: Callable[[Tensor, Tensor], float], made: Tensor, real: Tensor, more: Tensor) -> Measure:
-    n = len(made)
+    n, se = len(made), None
     size = n // _SUBSETS
-    se = None
-    if size >= 2:
+    if n >= LEAST:
         parts = zip(made.split(size)[:_SUBSETS], real.split(size)[:_SUBSETS], strict=True)
         se = float(np.std([metric(a, b) for a, b in parts], ddof=1)) / math.sqrt(_SUBSETS)
     return Measure(metric(made, real), metric(more, real), se, n)

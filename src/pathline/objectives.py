@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pathline.fields import EmpiricalField
+from pathline.fields import EmpiricalField, GaussianMixtureField
 from pathline.fields.parametrized import open_ends
 from pathline.paths import AffinePath, GaussianPath, Prediction, converted, like
 from pathline.sources import check_rows
@@ -173,8 +173,8 @@ class FlowMatching:
 
         Raises:
             ValueError: an empty batch, x1 that is not floating point, a prediction that the path does not know, a
-                target that is none, or needs an unconditional batch, or a path from a standard normal, or is `Sampled`
-                without weights for a batch that has them.
+                target that is none, or of rows of another shape than x1's, or needs an unconditional batch, or a path
+                from a standard normal, or is `Sampled` without weights for a batch that has them.
         """
         batch = batch if isinstance(batch, Batch) else Batch(batch)
         x1 = batch.x1
@@ -240,6 +240,7 @@ class FlowMatching:
 
     def _exact_velocity(self, sample: PathSample, batch: Batch, generator: torch.Generator | None) -> Tensor:
         x, t, target = sample.x_t, sample.t, self.target
+        _check_rows_of(target, x)
         if target != "batch" and not isinstance(target, Sampled):
             if not callable(target):
                 raise ValueError(f"target must be None, batch, Sampled or a field, got {target!r}")
@@ -258,6 +259,19 @@ class FlowMatching:
         velocity = others(x, t)
         mixed = velocity + like(odds.sigmoid(), x) * (self.path.velocity(x, x1, t) - velocity)
         return mixed.to(sample.x_t)
+
+
+def _check_rows_of(target: object, x: Tensor) -> None:
+    """Raises ValueError where the data of a target have rows of another shape than ``x`` ``(b, *d)``."""
+    if isinstance(target, Sampled):
+        shape = target.data.shape[1:]
+    elif isinstance(target, EmpiricalField | GaussianMixtureField):
+        shape = target.shape
+    else:
+        return
+    if shape != x.shape[1:]:
+        kind = type(target).__name__
+        raise ValueError(f"target must have rows of x1's shape {tuple(x.shape[1:])}, got {kind} of {tuple(shape)}")
 
 
 def _exact_ends(target: object) -> set[float]:

@@ -294,8 +294,23 @@ def test_far_queries_have_finite_values(field: EmpiricalField | GaussianMixtureF
 @every_field
 def test_an_empty_batch_gives_empty_answers(field: EmpiricalField | GaussianMixtureField):
     x = torch.zeros(0, 3)
-    for name in QUANTITIES:
-        assert read(field, name)(x, number(0.5)).shape == ((0,) if name in ("log_prob", "divergence") else (0, 3))
+    for t in (number(0.5), torch.zeros(0)):
+        for name in QUANTITIES:
+            assert read(field, name)(x, t).shape == ((0,) if name in ("log_prob", "divergence") else (0, 3))
+        assert field.jvp(x, t, x)[1].shape == (0, 3)
+        assert field.posterior_sample(x, t).shape == (0, 3)
+
+
+@pytest.mark.parametrize("path", [AffinePath(SCHEDULES["linear"]), curved_path()], ids=["linear", "gaussian"])
+@pytest.mark.parametrize("n", [5, 20_000])
+def test_an_empty_batch_of_labelled_queries_too(path: AffinePath | GaussianPath, n: int):
+    field = EmpiricalField(path, normal(n, 2, seed=0, dtype=torch.float32), labels=torch.arange(n) % 2, rtol=0.1)
+    x, none = torch.zeros(0, 2), torch.zeros(0)
+    for label in (torch.tensor(1), none.long()):
+        for name in QUANTITIES:
+            assert read(field, name)(x, none, label=label).shape[:1] == (0,)
+        assert field.posterior_sample(x, none, label=label).shape == (0, 2)
+    assert field.label_posterior(x, none).shape == (0, 2)
 
 
 @every_path
@@ -542,19 +557,22 @@ def test_x_may_be_of_another_float_dtype_than_the_data():
             close(found.double(), EmpiricalField(LINEAR, data.double())(x.to(asked).double(), HALF), 2e-3)
 
 
-@pytest.mark.parametrize("kind", ["points", "weighted", "isotropic", "diagonal"])
+@pytest.mark.parametrize("kind", ["points", "weighted", "isotropic", "diagonal", "pairs"])
 @pytest.mark.parametrize("far", [1e7, 1e12, 1e18, 1e60])
 def test_one_component_is_left_from_any_distance(kind: str, far: float):
     d, time = normal(50, 10, seed=0), number(0.5)
     weights = torch.arange(1.0, 51) if kind == "weighted" else None
     covs = torch.full((50,), 0.2) if kind == "isotropic" else torch.linspace(0.2, 0.3, 10).expand(50, 10)
-    ours = kind in ("points", "weighted")
+    width = covariances("full", 1, 10)
+    path = AffinePath(SCHEDULES["linear"], Mixture(torch.zeros(1, 10), width)) if kind == "pairs" else LINEAR
+    ours = kind in ("points", "weighted", "pairs")
 
     def field(rows: Tensor, w: Tensor | None) -> EmpiricalField | GaussianMixtureField:
-        return EmpiricalField(LINEAR, rows, w) if ours else GaussianMixtureField(LINEAR, rows, covs[: len(rows)], w)
+        return EmpiricalField(path, rows, w) if ours else GaussianMixtureField(path, rows, covs[: len(rows)], w)
 
     whole, x = field(d, weights), far * torch.nn.functional.normalize(normal(3, 10, seed=1))
     slope = x / (0.25 * covs[0].double() + 0.25) if kind == "diagonal" else x
+    slope = torch.linalg.solve(width[0], x.mT).mT if kind == "pairs" else slope
     for row, best in zip(x, (slope @ d.T).argmax(1).tolist(), strict=True):
         alone = field(d[best : best + 1], None)
         for name in ("velocity", "score", "posterior_mean", "divergence"):
@@ -574,6 +592,17 @@ def test_float32_points_are_told_apart_from_any_distance():
 def test_unknown_conditions_are_errors():
     with pytest.raises(TypeError, match="unexpected keyword"):
         PLAIN(X, HALF, lable=torch.tensor(0))  # pyright: ignore[reportCallIssue]
+
+
+@every_field
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_row_that_is_not_finite_has_nan_in_its_own_row(field: EmpiricalField | GaussianMixtureField, bad: float):
+    x = queries((3,))
+    wanted = field(x, number(0.7))
+    x[3, 1] = bad
+    found = field(x, number(0.7))
+    assert found[3].isnan().any()
+    close(found[[0, 1, 2, 4]], wanted[[0, 1, 2, 4]], 1e-11)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -380,8 +380,54 @@ def test_far_queries_have_finite_values_and_empty_batches_empty_ones():
         field = field_of(law, path_of(path, source_of(source, (3,))), (3,))
         for name in QUANTITIES:
             assert all(read(field, name)(x.double(), t).isfinite().all() for t in (TIMES, number(0.999)))
-            assert read(field, name)(x[:0], number(0.5)).shape[:1] == (0,)
-        assert field.posterior_sample(x[:0], number(0.5)).shape == (0, 3)
+            assert all(read(field, name)(x[:0], t).shape[:1] == (0,) for t in (number(0.5), TIMES[:0]))
+        assert all(field.posterior_sample(x[:0], t).shape == (0, 3) for t in (number(0.5), TIMES[:0]))
+
+
+def logits(path: AffinePath | BridgePath, law: Source, x: list[float], t: float) -> list:
+    """Logarithms of the weighted density of every data component at x, in 200 digits; on straight lines."""
+    mp, d = mpmath.mpf, len(x)
+    alpha, sigma = mp(t), 1 - mp(t)
+    noise = mp(0.49) * alpha * sigma if isinstance(path, BridgePath) else mp(0)
+    found = []
+    for m, c, p in zip(*parts_of(law, d), strict=True):
+        terms = []
+        for s, e, q in zip(*parts_of(path.source, d), strict=True):
+            c_, e_ = (mpmath.matrix(value.tolist()) for value in (c, e))
+            whole = alpha**2 * c_ + sigma**2 * e_ + noise * mpmath.eye(d)
+            y = mpmath.matrix(x) - alpha * mpmath.matrix(m.tolist()) - sigma * mpmath.matrix(s.tolist())
+            square = (y.T * mpmath.inverse(whole) * y)[0]
+            terms.append(mpmath.log(mp(float(p * q))) - (square + mpmath.log(mpmath.det(whole))) / 2)
+        top = max(terms)
+        found.append(top + mpmath.log(mpmath.fsum(mpmath.exp(term - top) for term in terms)))
+    return found
+
+
+@pytest.mark.parametrize("far", [1e7, 1e12, 1e18, 1e60])
+@pytest.mark.parametrize("same", ["all", "along x", "nothing"])
+@pytest.mark.parametrize(
+    ("route", "source"),
+    [("affine", "normal"), ("affine", "full"), ("affine", "diagonal"), ("affine", "points"), ("bridge", "points")],
+)
+def test_components_of_any_covariance_are_told_apart_from_any_distance(route: str, source: str, same: str, far: float):
+    covs = covariances("full", 3, 23)
+    if same == "all":
+        covs = covs[:1].expand(3, 3, 3)
+    elif same == "along x":
+        covs[:, 0] = covs[:, :, 0] = torch.tensor([0.7, 0.0, 0.0])
+    start, law = source_of(source, (3,)), Mixture(1.5 * normal(3, 3, seed=22), covs, WEIGHTS.flip(0))
+    if isinstance(start, Mixture):
+        start = Mixture(start.means, start.covs[:1].expand_as(start.covs), WEIGHTS)
+    path = AffinePath(LINEAR, start) if route == "affine" else BridgePath(start, 0.7)
+    field = GaussianMixtureField(path, law.means, covs, law.weights)
+    direction = [1.0, 0.0, 0.0] if same == "along x" else [0.6, -0.48, 0.64]
+    x = far * torch.tensor([direction], dtype=torch.float64)
+    found = field.chunk(x, number(0.5)[None], slice(None)).relative()[0][0].tolist()
+    with mpmath.workdps(200):
+        wanted = logits(path, law, x[0].tolist(), 0.5)
+        for one, exact in zip(found[1:], wanted[1:], strict=True):
+            apart, step = mpmath.mpf(one) - mpmath.mpf(found[0]), exact - wanted[0]
+            assert abs(apart - step) < 1e-12 * (abs(step) + far)
 
 
 class Other:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from pathline.evaluation import MOST_SCORED
-from pathline.metrics import Measure
+from pathline.metrics import LEAST, Measure
 
 _NOTES = {
     "w2_sobol": "2-Wasserstein distance of low-discrepancy points, in the data's units",
@@ -36,8 +36,13 @@ def measures_table(measures: Mapping[str, Measure]) -> str:
     lines = [f"{'':<17}{'value':>11}{'floor':>11}{'se':>11}{'n':>8}"]
     for name, measure in measures.items():
         numbers = "".join(_number(value) for value in (measure.value, measure.floor, measure.se))
-        lines.append(f"{name:<17}{numbers}{measure.n:>8}  {_NOTES.get(name, '')}".rstrip())
+        lines.append(f"{name:<17}{numbers}{measure.n:>8}  {_note(name, measure)}".rstrip())
     return "\n".join(lines)
+
+
+def _note(name: str, measure: Measure) -> str:
+    few = name in ("w2", "sliced_w2") and measure.n < LEAST
+    return _NOTES.get(name, "") + (f"; no standard error below {LEAST} rows" if few else "")
 
 
 def left_out(measures: Mapping[str, Measure], rows: int) -> str:

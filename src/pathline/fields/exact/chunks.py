@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from pathline.sources import Mixture
+
 CHUNK = 2**22
 """Numbers per temporary (batch x components x dimensions where the components need all three)."""
 
@@ -17,7 +19,11 @@ class Chunk(ABC):
     """log(w_i N_i(x)), shape ``(b, n)``."""
 
     def relative(self) -> tuple[Tensor, Tensor | float]:
-        """`log_prob` less a term that all components share, and that term ``(b, 1)``: far away it drowns the rest."""
+        """`log_prob` less a term that all components share, and that term ``(b, 1)``: far away it drowns the rest.
+
+        It is that of a reference component. Two components whose covariances are alike but not the reference's are
+        told apart only to within a rounding of what they differ from it, which grows with the square of the distance.
+        """
         return self.log_prob, 0.0
 
     @abstractmethod
@@ -42,6 +48,24 @@ def most_central(rows: Tensor) -> slice:
     centre, step = rows.mean(0, dtype=torch.float64), max(1, CHUNK // max(1, rows.shape[1]))
     first = int(torch.cat([(part - centre).square().sum(1) for part in rows.split(step)]).argmin())
     return slice(first, first + 1)
+
+
+def covariance_gap(law: Mixture, first: Tensor | slice, rows: Tensor | slice, v: Tensor) -> Tensor:
+    """(C_first - C_rows) v ``(b, *n, D)`` for v ``(b, *1, D)``: nothing, to the last bit, where covariances agree."""
+    if law.axes is None:
+        return (law.variances[first] - law.variances[rows]) * v
+    lower = law.covs.double().tril()
+    gaps = lower[first] - lower[rows]
+    return torch.einsum("...de,...e->...d", gaps + gaps.tril(-1).mT, v)
+
+
+def squares_apart(step: Tensor, solved: Tensor, own: Tensor, gap: Tensor) -> Tensor:
+    r"""$z^T V^{-1} z - y^T V_0^{-1} y$ ``(b, *n)`` for z = y + ``step``, without the squares, which drown it far away.
+
+    It is $s^T (2 g - h) + (g - h)^T (V_0 - V) V_0^{-1} y$ with the step s, ``solved`` $h = V^{-1} s$, ``own``
+    $g = V^{-1} z$, and ``gap`` $(V_0 - V) V_0^{-1} y$, all ``(b, *n, D)``.
+    """
+    return (step * (2 * own - solved) + (own - solved) * gap).sum(-1)
 
 
 def weigh(w: Tensor, rows: Tensor) -> Tensor:

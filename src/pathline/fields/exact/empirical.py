@@ -164,7 +164,7 @@ class EmpiricalField(MixtureField):
     def _expect_labelled(
         self, x: Tensor, t: Tensor, label: Tensor, *statistics: Statistic
     ) -> tuple[Tensor, list[Tensor]]:
-        """Label by label, each from its own points, where there are fewer labels than are worth the trouble."""
+        """Label by label, each from its own points, unless there is too little work for each label to be worth it."""
         time, _ = self._check(x, t), self._log_total(label, len(x))
         kinds, which = label.expand(len(x)).unique(return_inverse=True)
         if len(x) == 0 or len(x) * len(self.points) < MANY // 16 * len(kinds):

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pathline.fields.exact import observations
-from pathline.fields.exact.chunks import Chunk, most_central, weigh
+from pathline.fields.exact.chunks import Chunk, covariance_gap, most_central, squares_apart, weigh
 from pathline.fields.exact.mixture import MixtureField
 from pathline.fields.exact.pairs import PairChunk, Pairs
 from pathline.fields.exact.paths import check_path, last_stds, mixes, open_ends
@@ -49,7 +49,7 @@ class GaussianMixtureField(MixtureField):
     ) -> None:
         check_path(path, (AffinePath, BridgePath))
         law = Mixture(means, covs, weights)
-        self.path, self.shape = path, means.shape[1:]
+        self.path, self.shape, self.law = path, means.shape[1:], law
         self.means, self.variances, self.axes, self.log_weights = law.centres, law.variances, law.axes, law.log_weights
         self.reference = most_central(self.means)
         self.pairs = Pairs(path, law) if mixes(path) else None
@@ -119,6 +119,7 @@ class _Gaussians(Chunk):
     """Gaussians in their principal axes, where v_i = rate_i * y + drift_i with y the offset from the mean."""
 
     def __init__(self, field: GaussianMixtureField, x: Tensor, t: Tensor, rows: slice) -> None:
+        self.law, self.reference, self.rows = field.law, field.reference, rows
         self.first = self if rows is field.reference else _Gaussians(field, x, t, field.reference)
         alpha, sigma, alpha_rate, _ = (value[:, None, None] for value in field.schedule(t))
         self.means, self.axes = field.means[rows], None if field.axes is None else field.axes[rows]
@@ -135,12 +136,12 @@ class _Gaussians(Chunk):
 
     def relative(self) -> tuple[Tensor, Tensor | float]:
         """Less the reference component's square, ``offset`` there being short of the own one by ``step``."""
-        if self.axes is not None:
-            return super().relative()
-        y, step = self.first.offset, self.alpha * (self.first.means - self.means)
-        apart = step * (self.scaled + y / self.variance)
-        apart = apart + y.square() * (1 / self.variance - 1 / self.first.variance)
-        return self.log_weights - 0.5 * (self.log_det + apart.sum(2)), -0.5 * (y * self.first.scaled).sum(2)
+        step = self.alpha * (self.first.means - self.means)
+        solved, first = self._out_of(self._into(step) / self.variance), -self.first._scores()
+        gap = self.alpha**2 * covariance_gap(self.law, self.reference, self.rows, first)
+        apart = squares_apart(step, solved, -self._scores(), gap)
+        shared = -0.5 * (self.first.offset * self.first.scaled).sum(2)
+        return self.log_weights - 0.5 * (self.log_det + apart), shared
 
     def _into(self, rows: Tensor) -> Tensor:
         return rows if self.axes is None else torch.einsum("bkd,kde->bke", rows, self.axes)

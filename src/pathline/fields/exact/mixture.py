@@ -23,7 +23,10 @@ SMALLEST = -690.0
 
 
 class MixtureField(ABC):
-    """A field that is the posterior mean of its components' fields."""
+    """A field that is the posterior mean of its components' fields.
+
+    Its velocity without labels can be compiled in one graph, but for sources and bridges that take pairs of components.
+    """
 
     path: ExactPath
     shape: torch.Size
@@ -41,12 +44,12 @@ class MixtureField(ABC):
         """Numbers that a chunk holds for each row and component, given how many times it is asked for."""
 
     def __call__(self, x: Float[Tensor, "b *d"], t: Float[Tensor, "*b"], /, *, label: Tensor | None = None) -> Tensor:
-        """The velocity u_t(x), shaped like ``x``.
+        """The velocity u_t(x), shaped like ``x``; a row that is not finite gives NaN, and spoils no other.
 
         Raises:
-            ValueError: t outside [0, 1], misshapen, or at an end without a value; x of another row shape, not floating
-                point or not finite (looked at on the CPU); a label that the data have not; other than tensors, or
-                tensors on another device than the data.
+            ValueError: t outside [0, 1] or at an end without a value (looked at on the CPU, not by a compiler), or
+                misshapen; x of another row shape or not floating point; a label that the data have not; other than
+                tensors, or tensors on another device than the data.
         """
         _, (velocity,) = self._expect(x, t, label, "velocity")
         return velocity.reshape(x.shape).to(x.dtype)
@@ -184,13 +187,13 @@ class MixtureField(ABC):
             raise ValueError(f"x must be floating point, as the results are in its dtype, got {x.dtype}")
         time = as_time(t, x).double()
         time = time.reshape(-1)[:1] if one_time(time) else time
-        if time.device.type == "cpu":
+        if time.device.type == "cpu" and not torch.compiler.is_compiling():
             if not bool(((time >= 0) & (time <= 1)).all()):
                 raise ValueError(f"t must lie in [0, 1], got values in [{time.min():.6g}, {time.max():.6g}]")
             for end in self.open_ends:
                 if bool((time == end).any()):
                     raise ValueError(f"t must not be {end:g}: this exact field has no value there")
-        return time
+        return time if len(time) else time.new_full((1,), 0.5)  # no rows: the empty answer is that of any one time
 
     def _log_total(self, label: Tensor | None, n: int) -> Tensor:
         if label is None:

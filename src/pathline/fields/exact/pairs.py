@@ -25,8 +25,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pathline.fields.exact.chunks import Chunk, most_central, weigh
+from pathline.fields.exact.chunks import Chunk, covariance_gap, most_central, squares_apart, weigh
 from pathline.fields.exact.paths import last_call
+from pathline.fields.exact.queries import is_far
 from pathline.paths import AffinePath, BridgePath
 from pathline.sources import Mixture, Points, StandardNormal
 from pathline.typing import Source
@@ -123,21 +124,26 @@ class PairChunk(Chunk):
     def __init__(self, law: Pairs, x: Tensor, t: Tensor, rows: Tensor | slice, sources: Tensor | None = None) -> None:
         rows = _all(law.data)[:, rows] if isinstance(rows, slice) else rows
         sources = _all(law.source) if sources is None else sources
-        self.law, self.x, self.t, self.index = law, x, t, rows
+        self.law, self.x, self.t, self.index, self.sources = law, x, t, rows, sources
         self.at = _Blend(*(value[:, None, None, None] for value in _blend(law.path, t)))
         self.axes = law.axes(rows, sources)
         m, s = law.data.centres[law.first[0]][:, :, None], law.source.centres[law.first[1]][:, None]
         m_step, s_step = law.data.centres[rows][:, :, None] - m, law.source.centres[sources][:, None] - s
         alpha, sigma, alpha_rate, sigma_rate, noise, _ = self.at
         self.drift, self.drift_step = alpha_rate * m + sigma_rate * s, alpha_rate * m_step + sigma_rate * s_step
-        y = x[:, None, None] - (alpha * m + sigma * s)
-        self.offset = self.axes.turn(y) - self.axes.turn(alpha * m_step + sigma * s_step)
+        y, self.step = x[:, None, None] - (alpha * m + sigma * s), alpha * m_step + sigma * s_step
+        self.offset = self.axes.turn(y) - self.axes.turn(self.step)
         self.variance = alpha**2 * self.axes.data + sigma**2 * self.axes.source + noise
         self.scaled = self.offset / self.variance
         log_det = (self.variance.log() + math.log(2 * math.pi)).sum(3) + self.axes.log_volume
-        logits = law.source.log_weights[sources][:, None] - 0.5 * (log_det + (self.offset * self.scaled).sum(3))
-        self.log_prob = law.data.log_weights[rows] + logits.logsumexp(2)
+        squares, self.shared = self._squares_apart() if is_far(x) else ((self.offset * self.scaled).sum(3), 0.0)
+        logits = law.source.log_weights[sources][:, None] - 0.5 * (log_det + squares)
+        self.logits = law.data.log_weights[rows] + logits.logsumexp(2)
+        self.log_prob = self.logits + self.shared
         self.shares = logits.softmax(2)
+
+    def relative(self) -> tuple[Tensor, Tensor | float]:
+        return self.logits, self.shared
 
     def velocity(self, w: Tensor) -> Tensor:
         return self._weigh(w, self._velocity_steps()) + w.sum(1, keepdim=True) * self.drift[:, 0, 0]
@@ -165,7 +171,18 @@ class PairChunk(Chunk):
 
     @cached_property
     def _first(self) -> "PairChunk":
-        return PairChunk(self.law, self.x, self.t, *self.law.first)
+        own = self.index is self.law.first[0] and self.sources is self.law.first[1]
+        return self if own else PairChunk(self.law, self.x, self.t, *self.law.first)
+
+    def _squares_apart(self) -> tuple[Tensor, Tensor]:
+        """Squares less that of the first pair, ``(b, n, k)``, and what it adds to the logarithms, ``(b, 1)``."""
+        first, step, data, source = self._first, -self.step, self.law.data, self.law.source
+        v, solved = -first._scores(), self.axes.slope(self.axes.turn(step) / self.variance)
+        of_data = covariance_gap(data, self.law.first[0][..., None], self.index[..., None], v)
+        of_source = covariance_gap(source, self.law.first[1][:, None], self.sources[:, None], v)
+        gap = self.at.alpha**2 * of_data + self.at.sigma**2 * of_source
+        shared = -0.5 * (first.offset * first.scaled).sum((2, 3))
+        return squares_apart(step, solved, -self._scores(), gap), shared
 
     @cached_property
     def _rate(self) -> Tensor:

@@ -14,7 +14,9 @@ def is_far(x: Tensor) -> bool:
 
 
 def is_untracked(x: Tensor) -> bool:
-    """Whether nobody differentiates by ``x``."""
+    """Whether nobody differentiates by ``x``, as far as a compiler lets it be known."""
+    if torch.compiler.is_compiling():
+        return False
     tracked = torch.is_grad_enabled() and x.requires_grad
     return not tracked and not is_functorch_wrapped_tensor(x)
 
