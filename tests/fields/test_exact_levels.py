@@ -64,7 +64,9 @@ def ways(data: Tensor, weights: Tensor, alpha: float, sigma: float, rtol: float,
     def allowed(x: Tensor, mean: Tensor) -> Tensor:
         return rtol * ((mean - x).norm(dim=1) + x.norm(dim=1))
 
-    return Ways(Index(data, weights.log2()), alpha, sigma, allowed, rows)
+    index = Index(data, weights.log2())
+    bounds = torch.full((rows, index.groups.numel()), -math.inf, dtype=torch.float32)
+    return Ways(index, alpha, sigma, allowed, bounds)
 
 
 @pytest.fixture(autouse=True)
@@ -180,7 +182,7 @@ def test_the_largest_weight_is_not_rounded_beyond_a_byte():
     own, sums = Keys(torch.linspace(-1, 1, 4)[:, None].expand(4, 2), [2]), torch.zeros(1, 2, dtype=torch.int64)
     own.weight_dither = torch.full((4,), 1 - 2**-24)
     own.add_block(sums, slice(0, 4), torch.full((1, 4), 127.0))
-    assert sums.tolist() == [[127 * int(own.bytes[2].sum(0)[0])] * 2]
+    assert sums.tolist() == [[127 * int(own.bytes.sum(0)[0])] * 2]
 
 
 @pytest.mark.parametrize("width", [60_000, 200_000])

@@ -4,16 +4,13 @@ import torch
 from torch import Tensor
 
 from pathline.fields.exact.chunks import slices
-from pathline.fields.exact.levels.keys import COLUMNS, Keys
+from pathline.fields.exact.levels.keys import COLUMNS, SAMPLE, Keys
 
 SHARES = (1, 1 / 2, 1 / 4)
 """Of the coordinates, those that vary most, from which bounds are tried."""
 
 GROUP = 8
 """Components of which only the largest bound is looked at; it divides `COLUMNS`."""
-
-SAMPLE = 97
-"""Components of which one is in the sample."""
 
 
 class Index:

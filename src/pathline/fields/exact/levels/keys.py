@@ -26,6 +26,9 @@ from pathline.fields.exact.levels.products import PEAK, products
 COLUMNS = 4096
 """Points of a block: its products stay in the cache."""
 
+SAMPLE = 97
+"""Components of which one is in the sample."""
+
 HALF = 128
 """Levels below the origin."""
 
@@ -57,9 +60,11 @@ class Keys:
     Attributes:
         step, origin: $\delta$ and o.
         order: the coordinates, those that vary most first.
-        bytes: k, its first coordinates in that order, by how many they are: all, and ``widths`` of them.
+        bytes: k, its coordinates in that order.
+        blocks: its first coordinates, by how many they are, of `COLUMNS` components each, ``(width, n)``.
         table: k + 128, each row with the scale and the offset of its numbers, two floats.
         query_dither, weight_dither: the u of roundings, ``(D,)`` and ``(N,)``.
+        sample: blocks of one component in `SAMPLE`.
         rest: the largest norm of r.
         reach: the largest norm of $\delta k$.
     """
@@ -70,7 +75,7 @@ class Keys:
         self.step = (high - low) / (PEAK + HALF) or 1.0
         self.origin = low + HALF * self.step
         self.order = points.var(0, correction=0).argsort(descending=True)
-        self.bytes = {width: torch.empty(n, width, dtype=torch.int8) for width in {*widths, d}}
+        self.bytes = torch.empty(n, d, dtype=torch.int8)
         self.table = torch.empty(n, d + 2 * torch.float32.itemsize, dtype=torch.uint8)
         self.table[:, d:] = torch.tensor([1.0, -HALF], dtype=torch.float32).view(torch.uint8)
         generator = torch.Generator().manual_seed(0)
@@ -84,9 +89,13 @@ class Keys:
             self.rest = max(self.rest, float((offset - self.step * level).norm(dim=1).max()))
             self.reach = max(self.reach, self.step * float(level.norm(dim=1).max()))
             self.table[rows, :d] = (level + HALF).to(torch.uint8)
-            level = level[:, self.order].to(torch.int8)
-            for width, own in self.bytes.items():
-                own[rows] = level[:, :width]
+            self.bytes[rows] = level[:, self.order]
+        self.blocks = {width: self._blocks(self.bytes[:, :width]) for width in widths}
+        self.sample = self._blocks(self.bytes[::SAMPLE])
+
+    @staticmethod
+    def _blocks(keys: Tensor) -> list[Tensor]:
+        return [block.T.contiguous() for block in keys.split(COLUMNS)]
 
     def query(self, v: Tensor, terms: int) -> Query:
         """``v`` ``(b, width)``, of the coordinates ``order[:width]``, in ``terms`` terms of bytes."""
@@ -109,10 +118,10 @@ class Keys:
         query: Query,
         bias: Tensor,
         tilt: tuple[Tensor, Tensor] | None = None,
-        every: int = 1,
         out: Tensor | None = None,
+        keys: list[Tensor] | None = None,
     ) -> Iterator[tuple[slice, Tensor]]:
-        r"""Block by block of components, or of one in ``every``: products of v and $\delta k$, plus ``bias`` ``(N,)``.
+        r"""Block by block of components, or of ``keys``: products of v and $\delta k$, plus ``bias`` ``(N,)``.
 
         And plus the product of ``tilt``, ``(b, 1)`` and ``(N,)``. A block ``(b, n)`` is overwritten by the next, or is
         that of ``out`` ``(b, N)``.
@@ -121,15 +130,14 @@ class Keys:
         scale = (query.scale * self.step).float()
         blocks = [torch.empty(b * COLUMNS, dtype=torch.int32) for _ in query.terms]
         floats = torch.empty(b * COLUMNS, dtype=torch.float32)
-        keys, bias = self.bytes[width][::every], bias[::every]
-        for cols in slices(len(keys), COLUMNS):
-            n, block_keys = cols.stop - cols.start, keys[cols].T
+        for cols, own in zip(slices(len(bias), COLUMNS), keys or self.blocks[width], strict=True):
+            n = cols.stop - cols.start
             terms = zip(query.terms, blocks, strict=True)
-            sums = [products(term, block_keys, block[: b * n].view(b, n)) for term, block in terms]
+            sums = [products(term, own, block[: b * n].view(b, n)) for term, block in terms]
             whole = sums[0] if len(sums) == 1 else sums[1].add_(sums[0], alpha=RATIO)
             place = floats[: b * n].view(b, n) if out is None else out[:, cols]
             logits = torch.addcmul(bias[cols], whole, scale, out=place)
-            yield cols, logits if tilt is None else logits.addcmul_(tilt[0], tilt[1][::every][cols])
+            yield cols, logits if tilt is None else logits.addcmul_(tilt[0], tilt[1][cols])
 
     def add_listed(self, sums: Tensor, weights: Tensor, component: Tensor, starts: Tensor) -> None:
         r"""To ``sums`` ``(b, D)``: those of k over lists of components, each from its start on."""
@@ -143,5 +151,5 @@ class Keys:
         """
         before = weights.sum(1)
         weights.add_(self.weight_dither[cols]).floor_().clamp_max_(PEAK)
-        sums += products(weights.to(torch.int8), self.bytes[sums.shape[1]][cols])
+        sums += products(weights.to(torch.int8), self.bytes[cols])
         return weights.sum(1) - before

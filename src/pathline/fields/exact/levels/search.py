@@ -17,13 +17,18 @@ ROWS, NUMBERS = 512, 2**25
 PILOT = 8
 """Rows on which the ways are tried."""
 
+SURE = 0.85
+"""Of the cost of more coordinates, that of fewer that makes up for what few rows don't show."""
+
 
 class Levels:
     """``points`` ``(N, D)`` of probabilities ``weights`` ``(N,)``."""
 
     def __init__(self, points: Tensor, weights: Tensor) -> None:
         some = weights > 0
-        self.index = Index(points[some] if not bool(some.all()) else points, weights[some].double().log2())
+        self.index = Index(points if bool(some.all()) else points[some], weights[some].double().log2())
+        self.rooms: list[Tensor] = []
+        """For bounds, in nobody's use: fresh ones cost as much as the work that is done in them."""
 
     def posterior_mean(self, x: Tensor, alpha: float, sigma: float, allowed: Allowed) -> Bounded:
         """At ``x`` ``(b, D)``, float64, for alpha at least 0 and sigma above it.
@@ -31,15 +36,30 @@ class Levels:
         ``allowed`` is the error that is aimed at. A row's own may be above it, and is infinite where bytes are no
         faster than floats.
         """
-        rows = max(PILOT, min(ROWS, NUMBERS // len(self.index.points), len(x)))
-        ways, order = Ways(self.index, alpha, sigma, allowed, rows), x.norm(dim=1).argsort()
-        if not math.isfinite(ways.largest_bias):
-            return unknown(x)
-        way = _cheapest(ways, x[order[:: math.ceil(len(x) / PILOT)]])
+        room = self._room()
+        try:
+            return self._by_ways(x, Ways(self.index, alpha, sigma, allowed, room))
+        finally:
+            self.rooms.append(room)
+
+    @staticmethod
+    def _by_ways(x: Tensor, ways: Ways) -> Bounded:
+        order = x.norm(dim=1).argsort()
+        few = x[order[:: math.ceil(len(x) / PILOT)]]
+        way = _cheapest(ways, few) if math.isfinite(ways.largest_bias) else None
         if way is None:
             return unknown(x)
-        parts, back = [way(x[own]).answer for own in order.split(rows)], order.argsort()
+        parts, back = [way(x[own]).answer for own in order.split(len(ways.bounds))], order.argsort()
         return Bounded(*(torch.cat(values)[back] for values in zip(*parts, strict=True)))
+
+    def _room(self) -> Tensor:
+        try:
+            return self.rooms.pop()
+        except IndexError:
+            n, places = len(self.index.points), self.index.groups.numel()
+            room = torch.empty(max(PILOT, min(ROWS, NUMBERS // n)), places, dtype=torch.float32)
+            room[:, n:] = -math.inf
+            return room
 
 
 def _cheapest(ways: Ways, x: Tensor) -> Callable[[Tensor], Found] | None:
@@ -55,11 +75,11 @@ def _cheapest(ways: Ways, x: Tensor) -> Callable[[Tensor], Found] | None:
         good = (answer.error <= ways.allowed(x, answer.mean)).double().mean().item()
         return own + COSTS.dense * d * (1 - good)
 
-    least, chosen = COSTS.sharp * d, None
+    least, chosen = COSTS.sharp * d / SURE, None
     for width in ways.index.partial_norms:
         way = partial(ways.few, width=width)
         own = cost(way)
-        if own >= least:
+        if own >= SURE * least:
             break
         least, chosen = own, way
     if chosen is not None and least <= COSTS.products(2, d) + COSTS.listed:

@@ -18,8 +18,8 @@ from torch.nn.functional import embedding_bag
 
 from pathline.fields.exact.bounded import Allowed, Bounded, unknown
 from pathline.fields.exact.chunks import slices
-from pathline.fields.exact.levels.index import GROUP, SAMPLE, Index
-from pathline.fields.exact.levels.keys import BOUND, Query
+from pathline.fields.exact.levels.index import GROUP, Index
+from pathline.fields.exact.levels.keys import BOUND, SAMPLE, Query
 from pathline.fields.exact.levels.products import PEAK
 from pathline.fields.exact.levels.weights import PAIRWISE, Weights, runs, trimmed
 
@@ -75,16 +75,15 @@ class Found(NamedTuple):
 
 
 class Ways:
-    """For up to ``rows`` queries at a time, at alpha and sigma."""
+    """At alpha and sigma; ``bounds`` is room for those of as many queries as are asked about at a time."""
 
-    def __init__(self, index: Index, alpha: float, sigma: float, allowed: Allowed, rows: int) -> None:
+    def __init__(self, index: Index, alpha: float, sigma: float, allowed: Allowed, bounds: Tensor) -> None:
         self.index, self.keys, self.alpha, self.sigma, self.allowed = index, index.keys, alpha, sigma, allowed
         self.n, self.d = index.points.shape
         self.pull = LOG2E * alpha / sigma**2
         self.bias = (index.log_weights - 0.5 * alpha * self.pull * index.squares).float()
         self.largest_bias = float(self.bias.abs().max())
-        self.bounds = torch.empty(rows, index.groups.numel(), dtype=torch.float32)
-        self.bounds[:, self.n :] = -math.inf
+        self.bounds = bounds
 
     def few(self, x: Tensor, width: int) -> Found:
         """From ``width`` coordinates: ``share`` of the nearest's weight may be missing from groups, and from lists."""

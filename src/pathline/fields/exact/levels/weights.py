@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from pathline.fields.exact.levels.index import SAMPLE, Index
-from pathline.fields.exact.levels.keys import Query
+from pathline.fields.exact.levels.index import Index
+from pathline.fields.exact.levels.keys import SAMPLE, Query
 
 LOWEST = -100.0
 """Logits below it, in bits, count as it: float32 is slow on smaller weights."""
@@ -33,7 +33,9 @@ class Weights:
 
     def __init__(self, index: Index, query: Query, bias: Tensor) -> None:
         self.index, self.query, self.bias = index, query, bias
-        self.sample = torch.cat([own.clone() for _, own in index.keys.logits(query, bias, every=SAMPLE)], 1)
+        self.sample = torch.cat(
+            [own.clone() for _, own in index.keys.logits(query, bias[::SAMPLE], keys=index.keys.sample)], 1
+        )
         self.top = self.sample.amax(1, keepdim=True)
         self._relative(self.sample)
         total, square = self.sample.sum(1).double(), self.sample.square().sum(1).double()
