@@ -247,15 +247,15 @@ class EmpiricalField(MixtureField):
             return self.levels.posterior_mean(x, alpha, sigma, allowed)
 
         few = flat.shape[1] <= DIRECT
-        velocity, rows = torch.empty_like(flat), torch.arange(len(x), device=x.device)
+        velocity, rows, own = torch.empty_like(flat), torch.arange(len(x), device=x.device), flat
         for approximation in [partial(by_cells, finer=finer) for finer in FINER] if few else [by_levels]:
+            mean, error = approximation(own)
+            found = velocity_of(own, mean)
+            velocity.index_copy_(0, rows, found)
+            rows = rows[~(error <= of_mean * (found.norm(dim=1) + own.norm(dim=1)))]
             if len(rows) == 0:
                 break
             own = flat[rows]
-            found = approximation(own)
-            velocity[rows] = velocity_of(own, found.mean)
-            good = found.error <= allowed(own, found.mean)
-            rows = rows[~good]
         if len(rows):
             _, (exact,) = self._expect_all(x[rows], time.expand(len(rows)), "velocity")
             velocity[rows] = exact

@@ -32,6 +32,9 @@ SAMPLE = 97
 HALF = 128
 """Levels below the origin."""
 
+SMALLEST = 1e-30
+"""Below it a query counts as zero."""
+
 RATIO = 254
 """Of the scales of a query's two terms."""
 
@@ -98,8 +101,8 @@ class Keys:
         return [block.T.contiguous() for block in keys.split(COLUMNS)]
 
     def query(self, v: Tensor, terms: int) -> Query:
-        """``v`` ``(b, width)``, of the coordinates ``order[:width]``, in ``terms`` terms of bytes."""
-        scale = v.abs().amax(1, keepdim=True).clamp_min(1e-300) / PEAK
+        """``v`` ``(b, width)``, float32, of the coordinates ``order[:width]``, in ``terms`` terms of bytes."""
+        scale = v.abs().amax(1, keepdim=True).clamp_min(SMALLEST) / PEAK
         parts = [(v / scale).round_()]
         rest = v - scale * parts[0]
         if terms == 2:
@@ -127,7 +130,7 @@ class Keys:
         that of ``out`` ``(b, N)``.
         """
         b, width = query.terms[0].shape
-        scale = (query.scale * self.step).float()
+        scale = query.scale * self.step
         blocks = [torch.empty(b * COLUMNS, dtype=torch.int32) for _ in query.terms]
         floats = torch.empty(b * COLUMNS, dtype=torch.float32)
         for cols, own in zip(slices(len(bias), COLUMNS), keys or self.blocks[width], strict=True):

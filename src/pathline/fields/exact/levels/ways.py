@@ -29,7 +29,7 @@ FULL, LEAST = 0.9, 0.1
 MANY = 0.15
 """The share of groups beyond which a list of what is near is not worth having."""
 
-ROUNDINGS = 8
+ROUNDINGS = 10
 """Of one logit in float32."""
 
 PAIRS = 256
@@ -119,7 +119,7 @@ class Ways:
         first, others = self.index.partial_norms[width]
         tilt = None
         if width < self.d:
-            tilt = v[:, self.keys.order[width:]].norm(dim=1, keepdim=True).float(), others
+            tilt = v[:, self.keys.order[width:]].norm(dim=1, keepdim=True), others
         bounds, best = self.bounds[: len(v)], torch.empty(len(v), len(self.index.groups), dtype=torch.float32)
         bias = self.bias + float(query.rest.max()) * first
         for cols, _ in self.keys.logits(query, bias, tilt, out=bounds):
@@ -132,7 +132,7 @@ class Ways:
         """What bounds by the first ``width`` coordinates lack to log-weights in bits, ``(b,)``."""
         offset = self.keys.origin - self.index.centre[self.keys.order[:width]]
         squares = (x - self.alpha * self.index.centre).square().sum(1)
-        return query.scale[:, 0] * (query.terms[0].double() @ offset) - 0.5 * LOG2E / self.sigma**2 * squares
+        return query.scale[:, 0].double() * (query.terms[0].double() @ offset) - 0.5 * LOG2E / self.sigma**2 * squares
 
     def _over(self, bounds: Tensor, near: Tensor, least: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Row, component and bound, each ``(m,)``, of bounds above ``least`` ``(b, 1)`` in groups that are ``near``."""
@@ -225,9 +225,9 @@ class Ways:
         ``factor``. Sums of float32 and what bytes leave of the data add to it.
         """
         query, spread, blur = weights.query, spread.clamp_min(0), LN2 * self._blur(self._scaled(x), weights.query)
-        rest = LN2 * query.rest
+        rest = LN2 * query.rest.double()
         factor = (2 * (rest * self.index.reach + blur)).exp()
-        moved = LN2 * BOUND * query.scale[:, 0] + (factor.square() - 1) * rest
+        moved = LN2 * BOUND * query.scale[:, 0].double() + (factor.square() - 1) * rest
         return (
             factor * (moved * spread + blur * spread.sqrt())
             + 2 * EPS * (PAIRWISE + weights.parts + weights.longest) * self.keys.reach
@@ -235,12 +235,12 @@ class Ways:
         )
 
     def _scaled(self, x: Tensor) -> Tensor:
-        """What components are multiplied by for their logits in bits."""
-        return self.pull * (x - self.alpha * self.index.centre)
+        """What components are multiplied by for their logits in bits, float32."""
+        return (self.pull * (x - self.alpha * self.index.centre)).float()
 
     def _blur(self, v: Tensor, query: Query) -> Tensor:
         """Bits by which logits may be off whatever the query's rounding: what bytes leave of the data, and float32."""
-        size = v.norm(dim=1)
+        size = v.norm(dim=1).double()
         return (size + query.rest) * self.keys.rest + ROUNDINGS * EPS * (size * self.keys.reach + self.largest_bias)
 
     def _exactly(self, x: Tensor, row: Tensor, component: Tensor) -> Tensor:
