@@ -206,6 +206,16 @@ def test_another_default_dtype(monkeypatch: pytest.MonkeyPatch):
         torch.set_default_dtype(before)
 
 
+def test_inference_mode_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(empirical, "FEW", 0)
+    monkeypatch.setattr(empirical, "fast", lambda: True)
+    field = EmpiricalField(LINEAR, pixels(1000, 250, seed=28), rtol=1e-3)
+    x, t = normal(130, 250, seed=29).float(), torch.tensor(0.9)
+    with torch.inference_mode():
+        found = field(x, t)
+    assert torch.equal(field(x, t), found)
+
+
 def test_tracked_weights_are_left_to_the_exact_field(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(empirical, "FEW", 0)
     monkeypatch.setattr(empirical, "fast", lambda: True)

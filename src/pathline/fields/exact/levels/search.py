@@ -57,7 +57,8 @@ class Levels:
             return self.rooms.pop()
         except IndexError:
             n, places = len(self.index.points), self.index.groups.numel()
-            room = torch.empty(max(PILOT, min(ROWS, NUMBERS // n)), places, dtype=torch.float32)
+            with torch.inference_mode(False):
+                room = torch.empty(max(PILOT, min(ROWS, NUMBERS // n)), places, dtype=torch.float32)
             room[:, n:] = -math.inf
             return room
 
