@@ -172,7 +172,7 @@ class Ways:
         mean = self.keys.step * weights.sums.double() / (weights.total - left)[:, None] + self.keys.origin
         away, left, first = self._away(mean), left / weights.total, first / weights.total
         spread = self._spread(weights, away, 2 * left * self.index.reach)
-        error = first + left * away + self._rounding(weights, x, spread)
+        error = first + left * away + self._rounding(weights, spread)
         cost = COSTS.products(2, self.d) + COSTS.listed + self._each(COSTS.added, weights.taken, x)
         return Found(Bounded(mean, error), cost)
 
@@ -196,13 +196,14 @@ class Ways:
         mean = keys.step * each / total + keys.origin + (keys.origin - index.centre) * drift[:, None] * unit / total
         away, rounded = self._away(mean), rounding * least.double() / weights.total
         spread = self._spread(weights, away, rounded)
-        error = rounded + self._rounding(weights, x, spread)
+        error = rounded + self._rounding(weights, spread)
         cost = COSTS.products(3, self.d) + COSTS.whole + self._each(COSTS.added, weights.taken, x)
         return Found(Bounded(mean, error), cost)
 
     def _weights(self, x: Tensor) -> Weights | None:
-        query = self.keys.query(self._scaled(x)[:, self.keys.order], 2)
-        return Weights(self.index, query, self.bias) if self.keys.fits(query) else None
+        v = self._scaled(x)
+        query = self.keys.query(v[:, self.keys.order], 2)
+        return Weights(self.index, query, self.bias, self._blur(v, query)) if self.keys.fits(query) else None
 
     def _spare(self, weights: Weights, x: Tensor) -> Tensor:
         """Of the error that is allowed, by the sample, what the rounding of logits leaves."""
@@ -210,21 +211,21 @@ class Ways:
         mean, square = weights.sample @ self.index.sample / total, weights.sample @ self.index.squares[::SAMPLE]
         allowed = self.allowed(x, mean.double() + self.index.centre)
         spread = square / total[:, 0] - mean.square().sum(1)
-        return torch.maximum(FULL * allowed - self._rounding(weights, x, spread.double()), LEAST * allowed)
+        return torch.maximum(FULL * allowed - self._rounding(weights, spread.double()), LEAST * allowed)
 
     def _spread(self, weights: Weights, away: Tensor, error: Tensor) -> Tensor:
         r"""At most $\mathbb E\,|x_1 - \mathbb E[x_1]|^2$ by the weights, their mean being ``away`` up to ``error``."""
         slack = 2 * away * (error + self.keys.rest) + 2 * EPS * PAIRWISE * self.index.reach**2
         return weights.second / weights.total - away.square() + slack
 
-    def _rounding(self, weights: Weights, x: Tensor, spread: Tensor) -> Tensor:
+    def _rounding(self, weights: Weights, spread: Tensor) -> Tensor:
         r"""How far rounding can move the mean, given the posterior's $\mathbb E\,|x_1 - \mathbb E[x_1]|^2$.
 
         A rest e of the query moves it by Cov e, and no norm of the covariance is above its trace; errors of up to blur
         in every logit, by at most blur times the standard deviation. Both change weights, hence the trace, by at most
         ``factor``. Sums of float32 and what bytes leave of the data add to it.
         """
-        query, spread, blur = weights.query, spread.clamp_min(0), LN2 * self._blur(self._scaled(x), weights.query)
+        query, spread, blur = weights.query, spread.clamp_min(0), LN2 * weights.blur
         rest = LN2 * query.rest.double()
         factor = (2 * (rest * self.index.reach + blur)).exp()
         moved = LN2 * BOUND * query.scale[:, 0].double() + (factor.square() - 1) * rest

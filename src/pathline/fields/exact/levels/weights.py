@@ -25,14 +25,15 @@ class Weights:
     """Of all components by the logits of a query, relative to the largest of a sample.
 
     Attributes:
+        blur: bits by which logits may be off whatever the query's rounding, ``(b,)``.
         sample: of one component in `SAMPLE`, ``(b, N / SAMPLE)``; ``guess``: the sum of all by it, ``(b,)``.
         total, second: the sums so far of weights, and of these times |x_i - c|^2, ``(b,)``.
         sums: of k over the components that were taken, ``(b, D)``; ``taken``: how many.
         longest, parts: the most of one row that was taken at once, and how often.
     """
 
-    def __init__(self, index: Index, query: Query, bias: Tensor) -> None:
-        self.index, self.query, self.bias = index, query, bias
+    def __init__(self, index: Index, query: Query, bias: Tensor, blur: Tensor) -> None:
+        self.index, self.query, self.bias, self.blur = index, query, bias, blur
         self.sample = torch.cat(
             [own.clone() for _, own in index.keys.logits(query, bias[::SAMPLE], keys=index.keys.sample)], 1
         )
