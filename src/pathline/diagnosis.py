@@ -21,10 +21,9 @@ from pathline.diagnostics import (
     memorisation,
     reference,
 )
-from pathline.diagnostics.budget import LEAST
 from pathline.evaluation import SOBOL, joined, score
 from pathline.fields import EmpiricalField
-from pathline.metrics import Measure
+from pathline.metrics import LEAST, Measure
 from pathline.model import Model, Preset
 from pathline.objectives import FlowMatching
 from pathline.paths import AffinePath, Prediction

@@ -236,12 +236,17 @@ def transport(width: int, seed: int) -> tuple[str, Callable[[Tensor, Tensor], fl
 
 
 def _transport_measure(metric: Callable[[Tensor, Tensor], float], made: Tensor, real: Tensor, more: Tensor) -> Measure:
-    n, se = len(made), None
-    size = n // _SUBSETS
-    if n >= LEAST:
-        parts = zip(made.split(size)[:_SUBSETS], real.split(size)[:_SUBSETS], strict=True)
-        se = float(np.std([metric(a, b) for a, b in parts], ddof=1)) / math.sqrt(_SUBSETS)
-    return Measure(metric(made, real), metric(more, real), se, n)
+    error = error_by_eighths(metric, made, real)
+    return Measure(metric(made, real), metric(more, real), None if error is None else float(error), len(made))
+
+
+def error_by_eighths(metric: Callable[..., float | np.ndarray], *sets: Tensor) -> np.ndarray | None:
+    """The standard error of ``metric(*sets)``, from disjoint eighths of their rows; ``None`` of fewer than `LEAST`."""
+    n = len(sets[0])
+    if n < LEAST:
+        return None
+    parts = zip(*(rows.split(n // _SUBSETS)[:_SUBSETS] for rows in sets), strict=True)
+    return np.std(np.array([metric(*part) for part in parts]), axis=0, ddof=1) / math.sqrt(_SUBSETS)
 
 
 def _energy_measure(made: Tensor, real: Tensor, more: Tensor) -> Measure:

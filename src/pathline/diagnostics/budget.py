@@ -1,17 +1,12 @@
 """How much of the distance between samples and data is the network's, the solver's, the finite sample's."""
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from pathline.metrics import Measure, transport
-
-_BLOCKS = 8
-LEAST = 2 * _BLOCKS
-"""Rows that standard errors take."""
+from pathline.metrics import Measure, error_by_eighths, transport
 
 
 @dataclass(frozen=True)
@@ -64,11 +59,8 @@ def error_budget(
         total, best, floor = metric(made, real), metric(converged, real), metric(fresh, real)
         return np.array([total, floor, best - floor, total - best])
 
-    n, size = len(real), len(real) // _BLOCKS
-    values, errors = parts(*sets), [None] * 4
-    if n >= LEAST:
-        blocks = [parts(*(rows[i * size : (i + 1) * size] for rows in sets)) for i in range(_BLOCKS)]
-        errors = (np.std(blocks, axis=0, ddof=1) / math.sqrt(_BLOCKS)).tolist()
+    n, values, error = len(real), parts(*sets), error_by_eighths(parts, *sets)
+    errors = [None] * 4 if error is None else error.tolist()
     total, sample, network, solver = (
         Measure(float(value), None, error, n) for value, error in zip(values, errors, strict=True)
     )
